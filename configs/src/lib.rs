@@ -1,0 +1,31 @@
+//! What a run is, as data, and all that follows from it by arithmetic.
+//!
+//! Owns the typed configuration, batch arithmetic, attention patterns, the model's
+//! layout in segments, the learning-rate schedule, counted random numbers and exit codes.
+//! Refuses to know tensors, processes and networks: no torch, no MPI, and no I/O but
+//! reading TOML.
+
+mod batch;
+mod exit;
+mod load;
+mod model;
+mod pattern;
+mod random;
+mod raw;
+mod run;
+mod schedule;
+mod segments;
+
+pub use batch::{BatchError, BatchPlan};
+pub use exit::Exit;
+pub use load::{ConfigError, Problem, load, parse};
+pub use model::ModelConfig;
+pub use pattern::{Pattern, PatternError};
+pub use random::Philox;
+pub use raw::RawConfig;
+pub use run::{
+    BatchConfig, CheckpointConfig, DataConfig, Device, EvalConfig, MetricsConfig, OptimConfig,
+    ParallelConfig, RunConfig, RunSection,
+};
+pub use schedule::{Budget, Schedule, ScheduleKind};
+pub use segments::{Init, SegmentSpec, TensorSpec, segments};

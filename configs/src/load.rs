@@ -1,0 +1,350 @@
+//! From TOML text to a resolved run: `extends`, `--set`, and problems told with file, line and
+//! suggestion, as many at once as can be known. The only I/O of this crate.
+
+use crate::raw::{RawConfig, SECTIONS};
+use crate::{BatchError, RunConfig};
+use std::fmt;
+use std::path::{Path, PathBuf};
+use toml::de::DeTable;
+
+/// One thing that is wrong with a configuration.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Problem {
+    /// Where: `file:line`, `--set`, or nothing when the whole is meant.
+    pub place: Option<String>,
+    /// What, naming key and value.
+    pub what: String,
+}
+
+impl Problem {
+    pub(crate) fn key(key: &str, what: String) -> Problem {
+        Problem { place: None, what: format!("{key}: {what}") }
+    }
+
+    pub(crate) fn batch(error: BatchError) -> Problem {
+        Problem { place: None, what: error.to_string() }
+    }
+}
+
+/// A configuration that cannot be used: all that is wrong with it.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub struct ConfigError {
+    /// The file that was asked for.
+    pub file: PathBuf,
+    /// At least one problem.
+    pub problems: Vec<Problem>,
+}
+
+impl fmt::Display for ConfigError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{} cannot be used:", self.file.display())?;
+        for problem in &self.problems {
+            match &problem.place {
+                Some(place) => write!(f, "\n  {place}: {}", problem.what)?,
+                None => write!(f, "\n  {}", problem.what)?,
+            }
+        }
+        Ok(())
+    }
+}
+
+/// Reads a run's configuration: the file, the files that it extends, then `sets` (`section.key=value`).
+/// `vocabulary_of` tells the vocabulary size of a prepared data folder; it is asked only when the
+/// configuration gives none.
+///
+/// # Errors
+/// Every problem that can be known: unreadable files, unknown keys with a suggestion and their line,
+/// values of a wrong type or range.
+pub fn load(
+    file: &Path,
+    sets: &[String],
+    vocabulary_of: &dyn Fn(&Path) -> Result<usize, String>,
+) -> Result<RunConfig, ConfigError> {
+    let fail = |problems| ConfigError { file: file.to_path_buf(), problems };
+    let mut table = read_with_bases(file, &mut Vec::new()).map_err(fail)?;
+    apply_sets(&mut table, sets).map_err(fail)?;
+    let stem = file.file_stem().unwrap_or_default().to_string_lossy();
+    let raw: RawConfig = table.try_into().map_err(|error: toml::de::Error| {
+        fail(vec![Problem { place: Some("--set".into()), what: error.message().to_string() }])
+    })?;
+    RunConfig::resolve(raw, &stem, vocabulary_of).map_err(fail)
+}
+
+/// Reads a resolved configuration back from the text that [`RunConfig::to_toml`] wrote.
+///
+/// # Errors
+/// Text that is no resolved configuration.
+pub fn parse(text: &str) -> Result<RunConfig, String> {
+    toml::from_str(text).map_err(|error| error.to_string())
+}
+
+/// A file's table laid over those that it extends.
+fn read_with_bases(file: &Path, above: &mut Vec<PathBuf>) -> Result<toml::Table, Vec<Problem>> {
+    let whole = |what: String| vec![Problem { place: Some(file.display().to_string()), what }];
+    let identity = file.canonicalize().unwrap_or_else(|_| file.to_path_buf());
+    if above.contains(&identity) {
+        return Err(whole("extends itself, through the files that it extends".into()));
+    }
+    let text = std::fs::read_to_string(file).map_err(|error| whole(format!("cannot be read: {error}")))?;
+    check_keys(file, &text)?;
+    // Types are checked file by file, where lines are known; what is merged later is right by itself.
+    toml::from_str::<RawConfig>(&text).map_err(|error| vec![typed_problem(file, &text, &error)])?;
+
+    let mut table: toml::Table =
+        text.parse().map_err(|error: toml::de::Error| vec![typed_problem(file, &text, &error)])?;
+    let Some(base) = table.remove("extends") else { return Ok(table) };
+    let base = file.parent().unwrap_or(Path::new("")).join(base.as_str().unwrap_or_default());
+    above.push(identity);
+    let mut merged = read_with_bases(&base, above)?;
+    overlay(&mut merged, table);
+    Ok(merged)
+}
+
+/// Lays `top` over `base`, section by section. A budget replaces the other kind of budget.
+fn overlay(base: &mut toml::Table, top: toml::Table) {
+    for (section, values) in top {
+        let toml::Value::Table(values) = values else { continue };
+        let below = base.entry(section.clone()).or_insert_with(|| toml::Value::Table(toml::Table::new()));
+        let Some(below) = below.as_table_mut() else { continue };
+        if section == "schedule" && (values.contains_key("max_steps") || values.contains_key("max_tokens")) {
+            below.remove("max_steps");
+            below.remove("max_tokens");
+        }
+        below.extend(values);
+    }
+}
+
+fn apply_sets(table: &mut toml::Table, sets: &[String]) -> Result<(), Vec<Problem>> {
+    let mut problems = Vec::new();
+    for set in sets {
+        let mut wrong = |what: String| problems.push(Problem { place: Some(format!("--set {set}")), what });
+        let Some((path, text)) = set.split_once('=') else {
+            wrong("expected section.key=value".into());
+            continue;
+        };
+        let (section, key) = path.trim().split_once('.').unwrap_or(("", path.trim()));
+        match SECTIONS.iter().find(|(name, _)| *name == section) {
+            Some((_, keys)) if keys.contains(&key) => {}
+            Some((_, keys)) => {
+                wrong(unknown("key", path.trim(), key, keys.iter().copied()));
+                continue;
+            }
+            None => {
+                wrong(unknown("section", path.trim(), section, SECTIONS.iter().map(|(name, _)| *name)));
+                continue;
+            }
+        }
+        // A value that is no TOML is a string, so that names need no quotes.
+        let value =
+            format!("v = {text}").parse::<toml::Table>().ok().and_then(|mut parsed| parsed.remove("v"));
+        let value = value.unwrap_or_else(|| toml::Value::String(text.trim().to_string()));
+        let mut one = toml::Table::new();
+        one.insert(key.to_string(), value);
+        let mut top = toml::Table::new();
+        top.insert(section.to_string(), toml::Value::Table(one));
+        if let Err(error) = top.clone().try_into::<RawConfig>() {
+            wrong(error.message().to_string());
+            continue;
+        }
+        overlay(table, top);
+    }
+    if problems.is_empty() { Ok(()) } else { Err(problems) }
+}
+
+/// Refuses every section and key that does not exist, each with its line and what may have been meant.
+fn check_keys(file: &Path, text: &str) -> Result<(), Vec<Problem>> {
+    let document = DeTable::parse(text).map_err(|error| vec![typed_problem(file, text, &error)])?;
+    let mut problems = Vec::new();
+    let mut refuse = |span: std::ops::Range<usize>, what: String| {
+        problems.push((span.start, Problem { place: Some(place(file, text, span.start)), what }));
+    };
+    for (section, value) in document.get_ref() {
+        let name: &str = section.get_ref();
+        if name == "extends" {
+            continue;
+        }
+        let Some((_, keys)) = SECTIONS.iter().find(|(known, _)| *known == name) else {
+            refuse(section.span(), unknown("section", name, name, SECTIONS.iter().map(|(known, _)| *known)));
+            continue;
+        };
+        let Some(table) = value.get_ref().as_table() else {
+            refuse(section.span(), format!("{name} is a section; write [{name}] and its keys below"));
+            continue;
+        };
+        for key in table.keys() {
+            let word: &str = key.get_ref();
+            if !keys.contains(&word) {
+                refuse(key.span(), unknown("key", &format!("{name}.{word}"), word, keys.iter().copied()));
+            }
+        }
+    }
+    problems.sort_by_key(|(start, _)| *start);
+    if problems.is_empty() { Ok(()) } else { Err(problems.into_iter().map(|(_, problem)| problem).collect()) }
+}
+
+fn unknown<'a>(kind: &str, shown: &str, word: &str, known: impl Iterator<Item = &'a str> + Clone) -> String {
+    let near = known
+        .clone()
+        .map(|candidate| (strsim::jaro_winkler(word, candidate), candidate))
+        .max_by(|a, b| a.0.total_cmp(&b.0))
+        .filter(|(similarity, _)| *similarity > 0.8);
+    match near {
+        Some((_, candidate)) => format!("unknown {kind} {shown}; did you mean {candidate}?"),
+        None => format!("unknown {kind} {shown}; there are {}", known.collect::<Vec<_>>().join(", ")),
+    }
+}
+
+fn typed_problem(file: &Path, text: &str, error: &toml::de::Error) -> Problem {
+    let place = match error.span() {
+        Some(span) => place(file, text, span.start),
+        None => file.display().to_string(),
+    };
+    Problem { place: Some(place), what: error.message().to_string() }
+}
+
+fn place(file: &Path, text: &str, byte: usize) -> String {
+    let line = text.as_bytes()[..byte].iter().filter(|&&b| b == b'\n').count() + 1;
+    format!("{}:{line}", file.display())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{Budget, Pattern};
+
+    const GOOD: &str = r#"
+[model]
+n_layer = 2
+n_head = 2
+n_embd = 16
+seq_len = 8
+attention = ["dense", "banded:4"]
+[data]
+train = "data/train"
+[batch]
+global_batch_tokens = 64
+micro_batch = 2
+[optim]
+lr = 1e-3
+[schedule]
+max_steps = 10
+"#;
+
+    fn load_text(text: &str, sets: &[&str]) -> Result<RunConfig, ConfigError> {
+        let folder = tempfile::tempdir().unwrap();
+        let file = folder.path().join("tiny.toml");
+        std::fs::write(&file, text).unwrap();
+        let sets: Vec<String> = sets.iter().map(ToString::to_string).collect();
+        load(&file, &sets, &|_| Ok(257))
+    }
+
+    fn problems(text: &str, sets: &[&str]) -> String {
+        load_text(text, sets).unwrap_err().to_string()
+    }
+
+    #[test]
+    fn a_plain_file_gets_its_defaults() {
+        let config = load_text(GOOD, &[]).unwrap();
+        assert_eq!(config.run.name, "tiny");
+        assert_eq!(config.run.dir, Path::new("runs/tiny"));
+        assert_eq!(config.run.seed, 1337);
+        assert_eq!(config.model.vocab_size, 257);
+        assert_eq!(config.model.attention, [Pattern::Dense, Pattern::Banded(4)]);
+        assert_eq!(config.schedule.decay_tokens, 640);
+        assert_eq!(config.max_steps(), 10);
+    }
+
+    #[test]
+    fn every_unknown_key_is_named_with_its_line_and_a_suggestion() {
+        let text = GOOD
+            .replace("n_head = 2", "n_heads = 2")
+            .replace("[optim]", "[optim]\nlearning = 1\n[optimizer]");
+        let told = problems(&text, &[]);
+        assert!(told.contains("tiny.toml:4: unknown key model.n_heads; did you mean n_head?"), "{told}");
+        assert!(told.contains("unknown key optim.learning; there are lr, betas"), "{told}");
+        assert!(told.contains("unknown section optimizer; did you mean optim?"), "{told}");
+    }
+
+    #[test]
+    fn a_value_of_the_wrong_type_is_told_with_its_line() {
+        let told = problems(&GOOD.replace("n_layer = 2", "n_layer = \"two\""), &[]);
+        assert!(told.contains("tiny.toml:3") && told.contains("two"), "{told}");
+        let told = problems(&GOOD.replace("banded:4", "banded:0"), &[]);
+        assert!(told.contains("tiny.toml:7") && told.contains("banded:0"), "{told}");
+    }
+
+    #[test]
+    fn all_missing_and_impossible_values_are_told_at_once() {
+        let text = GOOD
+            .replace("n_layer = 2\n", "")
+            .replace("n_embd = 16", "n_embd = 15")
+            .replace("lr = 1e-3", "lr = -1.0");
+        let told = problems(&text, &[]);
+        assert!(told.contains("model.n_layer: is missing"), "{told}");
+        assert!(told.contains("14 and 16 work"), "{told}");
+        assert!(told.contains("optim.lr: must be a positive number"), "{told}");
+    }
+
+    #[test]
+    fn a_batch_that_does_not_divide_names_the_two_that_do() {
+        let told = problems(GOOD, &["batch.global_batch_tokens=70"]);
+        assert!(told.contains("64 and 80 work"), "{told}");
+    }
+
+    #[test]
+    fn sets_override_the_file_and_are_checked_like_it() {
+        let config = load_text(GOOD, &["schedule.max_tokens=6400", "run.name=other", "optim.lr=3"]).unwrap();
+        assert_eq!(config.schedule.budget, Budget::MaxTokens(6400));
+        assert_eq!((config.run.name.as_str(), config.optim.lr), ("other", 3.0));
+        let told = problems(GOOD, &["optim.lrr=3", "modle.n_layer=3", "optim", "model.n_layer=x"]);
+        assert!(told.contains("did you mean lr?") && told.contains("did you mean model?"), "{told}");
+        assert!(
+            told.contains("expected section.key=value") && told.contains("--set model.n_layer=x"),
+            "{told}"
+        );
+    }
+
+    #[test]
+    fn a_file_extends_another_and_a_circle_is_refused() {
+        let folder = tempfile::tempdir().unwrap();
+        std::fs::write(folder.path().join("base.toml"), GOOD).unwrap();
+        let child = folder.path().join("child.toml");
+        std::fs::write(&child, "extends = \"base.toml\"\n[schedule]\nmax_tokens = 128\n").unwrap();
+        let config = load(&child, &[], &|_| Ok(257)).unwrap();
+        assert_eq!((config.max_steps(), config.run.name.as_str()), (2, "child"));
+        std::fs::write(&child, "extends = \"child.toml\"\n").unwrap();
+        assert!(load(&child, &[], &|_| Ok(257)).unwrap_err().to_string().contains("extends itself"));
+    }
+
+    #[test]
+    fn missing_data_is_told_under_its_key() {
+        let folder = tempfile::tempdir().unwrap();
+        let file = folder.path().join("tiny.toml");
+        std::fs::write(&file, GOOD).unwrap();
+        let error =
+            load(&file, &[], &|folder| Err(format!("{} is not there", folder.display()))).unwrap_err();
+        assert!(error.to_string().contains("data.train: data/train is not there"), "{error}");
+    }
+
+    #[test]
+    fn the_resolved_config_reads_back_as_itself() {
+        let config = load_text(GOOD, &["data.val=data/val", "eval.max_tokens=100"]).unwrap();
+        assert_eq!(parse(&config.to_toml()).unwrap(), config);
+        assert_eq!(load_text(&config.to_toml(), &[]).unwrap(), config);
+    }
+
+    #[test]
+    fn what_is_fixed_on_resume_is_told_and_what_is_free_is_not() {
+        let earlier = load_text(GOOD, &[]).unwrap();
+        let free =
+            ["schedule.max_steps=99", "eval.every_steps=5", "checkpoint.every_steps=7", "parallel.threads=2"];
+        assert!(load_text(GOOD, &free).unwrap().fixed_differences(&earlier).is_empty());
+        let fixed = load_text(GOOD, &["model.n_layer=4", "run.seed=1", "batch.micro_batch=1"]).unwrap();
+        let told = fixed.fixed_differences(&earlier).join("\n");
+        for line in
+            ["model.n_layer is 4, the checkpoint was made with 2", "run.seed is 1", "batch.micro_batch is 1"]
+        {
+            assert!(told.contains(line), "{told}");
+        }
+    }
+}

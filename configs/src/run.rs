@@ -1,0 +1,383 @@
+//! The configuration as it is meant: every value present, derived and cross-checked.
+//! The rest of Phalanx sees only this. Written to the run folder as `config.toml`, in the same keys
+//! that it is read from.
+
+use crate::load::Problem;
+use crate::raw::{RawConfig, RawModel, RawOptim, RawSchedule};
+use crate::{BatchError, BatchPlan, Budget, ModelConfig, Pattern, Schedule, ScheduleKind};
+use serde::{Deserialize, Serialize};
+use std::path::{Path, PathBuf};
+
+/// Where tensors live.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Device {
+    /// CUDA where a device answers, else the CPU.
+    Auto,
+    /// The CPU.
+    Cpu,
+    /// One GPU per rank; refused without one.
+    Cuda,
+}
+
+/// A run, resolved.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct RunConfig {
+    /// Name, folder and seed.
+    pub run: RunSection,
+    /// Shape of the model.
+    pub model: ModelConfig,
+    /// Token folders.
+    pub data: DataConfig,
+    /// Batch in tokens.
+    pub batch: BatchConfig,
+    /// AdamW and clipping.
+    pub optim: OptimConfig,
+    /// Learning rate and end.
+    pub schedule: Schedule,
+    /// Device and threads.
+    pub parallel: ParallelConfig,
+    /// When to save and how many to keep.
+    pub checkpoint: CheckpointConfig,
+    /// When to validate and on how much.
+    pub eval: EvalConfig,
+    /// How often a step is reported.
+    pub metrics: MetricsConfig,
+}
+
+/// `[run]`
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct RunSection {
+    /// Name of the run; the file's name by default.
+    pub name: String,
+    /// Run folder; `runs/NAME` by default.
+    pub dir: PathBuf,
+    /// Seed of the weights and the data order; 1337 by default.
+    pub seed: u64,
+}
+
+/// `[data]`: folders written by `phalanx data prepare`.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct DataConfig {
+    /// What is trained on.
+    pub train: PathBuf,
+    /// What is validated on; no validation without it.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub val: Option<PathBuf>,
+}
+
+/// `[batch]`
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct BatchConfig {
+    /// Tokens per optimizer update, over all ranks.
+    pub global_batch_tokens: u64,
+    /// Sequences per rank and pass.
+    pub micro_batch: usize,
+}
+
+/// `[optim]`: AdamW (Loshchilov & Hutter 2019) with clipping by the global norm.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct OptimConfig {
+    /// Peak learning rate.
+    pub lr: f64,
+    /// Decay rates of the two moments.
+    pub betas: [f64; 2],
+    /// Added to the root of the second moment.
+    pub eps: f64,
+    /// Decoupled decay of matrices, times the learning rate.
+    pub weight_decay: f64,
+    /// Largest global L2 norm of the gradient; 0 turns clipping off.
+    pub grad_clip: f64,
+}
+
+/// `[parallel]`
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct ParallelConfig {
+    /// Where tensors live.
+    pub device: Device,
+    /// Compute threads of each rank.
+    pub threads: usize,
+}
+
+/// `[checkpoint]`
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct CheckpointConfig {
+    /// Steps between checkpoints; 0 for one at the end only.
+    pub every_steps: u64,
+    /// How many of the newest to keep.
+    pub keep_last: usize,
+}
+
+/// `[eval]`
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct EvalConfig {
+    /// Steps between validations; 0 for the first and the last only.
+    pub every_steps: u64,
+    /// Validation tokens used; all of them when absent.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub max_tokens: Option<u64>,
+}
+
+/// `[metrics]`
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct MetricsConfig {
+    /// Steps between reported steps.
+    pub every_steps: u64,
+}
+
+/// Finds the vocabulary size of a prepared data folder, or says why it cannot.
+pub(crate) type VocabularyOf<'a> = &'a dyn Fn(&Path) -> Result<usize, String>;
+
+impl RunConfig {
+    /// Derives a run from what was typed. `stem` names the run when the file does not. Returns every
+    /// problem that can be known, not the first.
+    pub(crate) fn resolve(
+        raw: RawConfig,
+        stem: &str,
+        vocabulary_of: VocabularyOf<'_>,
+    ) -> Result<RunConfig, Vec<Problem>> {
+        let mut problems = Vec::new();
+        let name = raw.run.name.unwrap_or_else(|| stem.to_string());
+        if name.is_empty() || name.contains(['/', '\\']) || name.starts_with('.') {
+            problems.push(Problem::key("run.name", format!("\"{name}\" cannot name a folder")));
+        }
+        let run = RunSection {
+            dir: raw.run.dir.map_or_else(|| Path::new("runs").join(&name), PathBuf::from),
+            name,
+            seed: raw.run.seed.unwrap_or(1337),
+        };
+
+        let data = DataConfig {
+            train: PathBuf::from(required(raw.data.train, "data.train", &mut problems)),
+            val: raw.data.val.map(PathBuf::from),
+        };
+        let model = resolve_model(raw.model, &data, vocabulary_of, &mut problems);
+        let batch = BatchConfig {
+            global_batch_tokens: required(
+                raw.batch.global_batch_tokens,
+                "batch.global_batch_tokens",
+                &mut problems,
+            ),
+            micro_batch: raw.batch.micro_batch.unwrap_or(1),
+        };
+        at_least_one(batch.micro_batch as u64, "batch.micro_batch", &mut problems);
+        let optim = resolve_optim(raw.optim, &mut problems);
+        let schedule = resolve_schedule(raw.schedule, batch.global_batch_tokens, &mut problems);
+
+        let parallel = ParallelConfig {
+            device: raw.parallel.device.unwrap_or(Device::Auto),
+            threads: raw.parallel.threads.unwrap_or(1),
+        };
+        at_least_one(parallel.threads as u64, "parallel.threads", &mut problems);
+        let checkpoint = CheckpointConfig {
+            every_steps: raw.checkpoint.every_steps.unwrap_or(1000),
+            keep_last: raw.checkpoint.keep_last.unwrap_or(3),
+        };
+        at_least_one(checkpoint.keep_last as u64, "checkpoint.keep_last", &mut problems);
+        let eval =
+            EvalConfig { every_steps: raw.eval.every_steps.unwrap_or(1000), max_tokens: raw.eval.max_tokens };
+        let metrics = MetricsConfig { every_steps: raw.metrics.every_steps.unwrap_or(1) };
+        at_least_one(metrics.every_steps, "metrics.every_steps", &mut problems);
+
+        if !problems.is_empty() {
+            return Err(problems);
+        }
+        let config =
+            RunConfig { run, model, data, batch, optim, schedule, parallel, checkpoint, eval, metrics };
+        // A batch that no number of ranks can share is wrong here; the number of ranks comes later.
+        match config.batch_plan(1) {
+            Ok(_) => Ok(config),
+            Err(error) => Err(vec![Problem::batch(error)]),
+        }
+    }
+
+    /// How a step falls on `world_size` ranks.
+    pub fn batch_plan(&self, world_size: usize) -> Result<BatchPlan, BatchError> {
+        BatchPlan::new(self.batch.global_batch_tokens, self.batch.micro_batch, self.model.seq_len, world_size)
+    }
+
+    /// Steps after which the run is over.
+    pub fn max_steps(&self) -> u64 {
+        match self.schedule.budget {
+            Budget::MaxSteps(steps) => steps,
+            Budget::MaxTokens(tokens) => tokens.div_ceil(self.batch.global_batch_tokens),
+        }
+    }
+
+    /// The learning rate of the update that takes the run from `step` to `step + 1`.
+    pub fn lr(&self, step: u64) -> f64 {
+        let batch = self.batch.global_batch_tokens;
+        self.optim.lr * self.schedule.fraction((step + 1) * batch, self.max_steps() * batch)
+    }
+
+    /// The configuration as TOML, in the keys that it is read from.
+    pub fn to_toml(&self) -> String {
+        toml::to_string(self).expect("every value of a RunConfig has a TOML form")
+    }
+
+    /// What may not change when a run goes on, and does between `earlier` and this: one line each.
+    /// Ranks, the schedule's end, evaluation, checkpoints, metrics and folders are free; data is
+    /// compared by its digest where the checkpoint is read.
+    pub fn fixed_differences(&self, earlier: &RunConfig) -> Vec<String> {
+        let (new, old) = (self.fixed(), earlier.fixed());
+        let mut differences = Vec::new();
+        for (section, values) in &new {
+            for (key, value) in values.as_table().into_iter().flatten() {
+                let before = old.get(section).and_then(|section| section.get(key));
+                if before != Some(value) {
+                    let before = before.map_or("nothing".to_string(), ToString::to_string);
+                    differences
+                        .push(format!("{section}.{key} is {value}, the checkpoint was made with {before}"));
+                }
+            }
+        }
+        differences
+    }
+
+    fn fixed(&self) -> toml::Table {
+        let mut table = toml::Table::try_from(self).expect("every value of a RunConfig has a TOML form");
+        for (section, keys) in
+            [("run", &["name", "dir"][..]), ("schedule", &["max_steps", "max_tokens", "decay_tokens"])]
+        {
+            if let Some(values) = table.get_mut(section).and_then(toml::Value::as_table_mut) {
+                keys.iter().for_each(|&key| drop(values.remove(key)));
+            }
+        }
+        ["data", "parallel", "checkpoint", "eval", "metrics"]
+            .iter()
+            .for_each(|&section| drop(table.remove(section)));
+        table
+    }
+}
+
+fn resolve_model(
+    raw: RawModel,
+    data: &DataConfig,
+    vocabulary_of: VocabularyOf<'_>,
+    problems: &mut Vec<Problem>,
+) -> ModelConfig {
+    let model = ModelConfig {
+        n_layer: required(raw.n_layer, "model.n_layer", problems),
+        n_head: required(raw.n_head, "model.n_head", problems),
+        n_embd: required(raw.n_embd, "model.n_embd", problems),
+        seq_len: required(raw.seq_len, "model.seq_len", problems),
+        vocab_size: raw.vocab_size.unwrap_or_else(|| {
+            if data.train.as_os_str().is_empty() {
+                return 1; // already a problem: data.train is missing
+            }
+            vocabulary_of(&data.train).unwrap_or_else(|why| {
+                problems.push(Problem::key("data.train", why));
+                1
+            })
+        }),
+        attention: raw.attention.unwrap_or_else(|| vec![Pattern::Dense]),
+    };
+    for (key, value) in [
+        ("model.n_layer", raw.n_layer),
+        ("model.n_head", raw.n_head),
+        ("model.n_embd", raw.n_embd),
+        ("model.seq_len", raw.seq_len),
+        ("model.vocab_size", raw.vocab_size),
+    ] {
+        at_least_one(value.unwrap_or(1) as u64, key, problems);
+    }
+    if model.n_head > 0 && model.n_embd % model.n_head != 0 {
+        let (c, h) = (model.n_embd, model.n_head);
+        let below = c / h * h;
+        let near = if below == 0 { format!("{h} works") } else { format!("{below} and {} work", below + h) };
+        problems
+            .push(Problem::key("model.n_embd", format!("{c} is no multiple of model.n_head = {h}; {near}")));
+    }
+    if model.attention.is_empty() {
+        problems
+            .push(Problem::key("model.attention", "an empty list; [\"dense\"] is the plain decoder".into()));
+    }
+    model
+}
+
+fn resolve_optim(raw: RawOptim, problems: &mut Vec<Problem>) -> OptimConfig {
+    let optim = OptimConfig {
+        lr: required(raw.lr, "optim.lr", problems),
+        betas: raw.betas.unwrap_or([0.9, 0.95]),
+        eps: raw.eps.unwrap_or(1e-8),
+        weight_decay: raw.weight_decay.unwrap_or(0.1),
+        grad_clip: raw.grad_clip.unwrap_or(1.0),
+    };
+    let mut check = |good: bool, key: &str, what: &str| {
+        if !good {
+            problems.push(Problem::key(key, what.to_string()));
+        }
+    };
+    check(raw.lr.is_none_or(|lr| lr > 0.0 && lr.is_finite()), "optim.lr", "must be a positive number");
+    check(optim.betas.iter().all(|beta| (0.0..1.0).contains(beta)), "optim.betas", "must both lie in [0, 1)");
+    check(optim.eps > 0.0 && optim.eps.is_finite(), "optim.eps", "must be a positive number");
+    check(
+        optim.weight_decay >= 0.0 && optim.weight_decay.is_finite(),
+        "optim.weight_decay",
+        "must not be negative",
+    );
+    check(
+        optim.grad_clip >= 0.0 && optim.grad_clip.is_finite(),
+        "optim.grad_clip",
+        "must not be negative; 0 turns it off",
+    );
+    optim
+}
+
+fn resolve_schedule(raw: RawSchedule, batch_tokens: u64, problems: &mut Vec<Problem>) -> Schedule {
+    let budget = match (raw.max_steps, raw.max_tokens) {
+        (Some(steps), None) => Budget::MaxSteps(steps),
+        (None, Some(tokens)) => Budget::MaxTokens(tokens),
+        (None, None) => {
+            problems.push(Problem::key(
+                "schedule",
+                "needs max_steps or max_tokens: when is the run over?".into(),
+            ));
+            Budget::MaxSteps(0)
+        }
+        (Some(_), Some(_)) => {
+            problems.push(Problem::key("schedule", "has both max_steps and max_tokens; keep one".into()));
+            Budget::MaxSteps(0)
+        }
+    };
+    let end_tokens = match budget {
+        Budget::MaxSteps(steps) => steps.saturating_mul(batch_tokens),
+        Budget::MaxTokens(tokens) => tokens,
+    };
+    let kind = raw.kind.unwrap_or(ScheduleKind::Cosine);
+    let schedule = Schedule {
+        kind,
+        warmup_tokens: raw.warmup_tokens.unwrap_or(0),
+        decay_tokens: raw.decay_tokens.unwrap_or(match kind {
+            ScheduleKind::Cosine => end_tokens,
+            ScheduleKind::Wsd => end_tokens / 10,
+            ScheduleKind::Constant => 0,
+        }),
+        min_lr_fraction: raw.min_lr_fraction.unwrap_or(0.1),
+        budget,
+    };
+    if !(0.0..=1.0).contains(&schedule.min_lr_fraction) {
+        problems.push(Problem::key("schedule.min_lr_fraction", "must lie in [0, 1]".into()));
+    }
+    if kind == ScheduleKind::Cosine && schedule.decay_tokens < schedule.warmup_tokens {
+        let (decay, warmup) = (schedule.decay_tokens, schedule.warmup_tokens);
+        let what =
+            format!("{decay} ends before warmup_tokens = {warmup}; it counts from the start of the run");
+        problems.push(Problem::key("schedule.decay_tokens", what));
+    }
+    schedule
+}
+
+fn required<T: Default>(value: Option<T>, key: &str, problems: &mut Vec<Problem>) -> T {
+    value.unwrap_or_else(|| {
+        problems.push(Problem::key(key, "is missing and has no default".into()));
+        T::default()
+    })
+}
+
+fn at_least_one(value: u64, key: &str, problems: &mut Vec<Problem>) {
+    if value == 0 {
+        problems.push(Problem::key(key, "must be at least 1".into()));
+    }
+}

@@ -1,0 +1,156 @@
+//! The model as a list of segments: names, shapes and offsets in each flat buffer.
+//!
+//! One segment is one flat parameter buffer, one gradient buffer, one message between ranks and one
+//! unit of a checkpoint. Offsets depend on the model alone, never on the number of ranks.
+
+use crate::ModelConfig;
+use serde::{Deserialize, Serialize};
+
+/// How a tensor starts.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Init {
+    /// Normal with mean 0 and this standard deviation.
+    Normal(f64),
+    /// All zero.
+    Zeros,
+    /// All one.
+    Ones,
+}
+
+/// One parameter tensor within its segment.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct TensorSpec {
+    /// Full name as GPT-2 checkpoints have it, such as `h.0.attn.c_attn.weight`.
+    pub name: String,
+    /// Shape; matrices are `[out, in]`.
+    pub shape: Vec<i64>,
+    /// Elements before it in the segment's buffer.
+    pub offset: usize,
+    /// Initial values.
+    pub init: Init,
+    /// Whether weight decay applies: matrices yes, biases and gains no.
+    pub decay: bool,
+}
+
+impl TensorSpec {
+    /// Elements.
+    pub fn numel(&self) -> usize {
+        self.shape.iter().product::<i64>() as usize
+    }
+}
+
+/// One segment: its tensors and the length of its flat buffer.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct SegmentSpec {
+    /// `wte`, `wpe`, `h.0` ..., `ln_f`.
+    pub name: String,
+    /// In the order of their offsets.
+    pub tensors: Vec<TensorSpec>,
+    /// Elements of the flat buffer, padding included.
+    pub numel: usize,
+}
+
+/// Tensors start at multiples of this many elements: 64 bytes in bf16, 128 in fp32.
+const ALIGN_ELEMENTS: usize = 32;
+
+/// The segments of a model, in the order of the forward pass. The token embedding comes first and is
+/// used again as the head.
+///
+/// Initial values follow the GPT-2 release: 0.02 for matrices and tokens, 0.01 for positions, and
+/// projections into the residual stream scaled by 1/sqrt(2 n_layer).
+pub fn segments(model: &ModelConfig) -> Vec<SegmentSpec> {
+    let c = model.n_embd as i64;
+    let residual = Init::Normal(0.02 / (2.0 * model.n_layer as f64).sqrt());
+    let matrix = Init::Normal(0.02);
+
+    let mut all = vec![
+        segment("wte", vec![("weight", vec![model.padded_vocab_size() as i64, c], matrix)]),
+        segment("wpe", vec![("weight", vec![model.seq_len as i64, c], Init::Normal(0.01))]),
+    ];
+    for layer in 0..model.n_layer {
+        all.push(segment(
+            &format!("h.{layer}"),
+            vec![
+                ("ln_1.weight", vec![c], Init::Ones),
+                ("ln_1.bias", vec![c], Init::Zeros),
+                ("attn.c_attn.weight", vec![3 * c, c], matrix),
+                ("attn.c_attn.bias", vec![3 * c], Init::Zeros),
+                ("attn.c_proj.weight", vec![c, c], residual),
+                ("attn.c_proj.bias", vec![c], Init::Zeros),
+                ("ln_2.weight", vec![c], Init::Ones),
+                ("ln_2.bias", vec![c], Init::Zeros),
+                ("mlp.c_fc.weight", vec![4 * c, c], matrix),
+                ("mlp.c_fc.bias", vec![4 * c], Init::Zeros),
+                ("mlp.c_proj.weight", vec![c, 4 * c], residual),
+                ("mlp.c_proj.bias", vec![c], Init::Zeros),
+            ],
+        ));
+    }
+    all.push(segment("ln_f", vec![("weight", vec![c], Init::Ones), ("bias", vec![c], Init::Zeros)]));
+    all
+}
+
+fn segment(name: &str, tensors: Vec<(&str, Vec<i64>, Init)>) -> SegmentSpec {
+    let mut numel = 0;
+    let tensors = tensors
+        .into_iter()
+        .map(|(tensor, shape, init)| {
+            let decay = shape.len() > 1;
+            let spec = TensorSpec { name: format!("{name}.{tensor}"), shape, offset: numel, init, decay };
+            numel = (numel + spec.numel()).next_multiple_of(ALIGN_ELEMENTS);
+            spec
+        })
+        .collect();
+    SegmentSpec { name: name.to_string(), tensors, numel }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::Pattern;
+
+    fn odd_model() -> ModelConfig {
+        ModelConfig {
+            n_layer: 3,
+            n_head: 3,
+            n_embd: 33,
+            seq_len: 7,
+            vocab_size: 257,
+            attention: vec![Pattern::Dense],
+        }
+    }
+
+    #[test]
+    fn tensors_are_aligned_and_do_not_overlap() {
+        for segment in segments(&odd_model()) {
+            let mut end = 0;
+            for tensor in &segment.tensors {
+                assert_eq!(tensor.offset % ALIGN_ELEMENTS, 0, "{}", tensor.name);
+                assert!(tensor.offset >= end, "{}", tensor.name);
+                end = tensor.offset + tensor.numel();
+            }
+            assert!(end <= segment.numel && segment.numel < end + ALIGN_ELEMENTS, "{}", segment.name);
+        }
+    }
+
+    #[test]
+    fn segments_hold_every_parameter_and_the_padded_rows() {
+        let model = odd_model();
+        let held: usize = segments(&model).iter().flat_map(|s| &s.tensors).map(TensorSpec::numel).sum();
+        let padding = (model.padded_vocab_size() - model.vocab_size) * model.n_embd;
+        assert_eq!(held as u64, model.parameters() + padding as u64);
+    }
+
+    #[test]
+    fn only_matrices_decay() {
+        for tensor in segments(&odd_model()).iter().flat_map(|s| &s.tensors) {
+            assert_eq!(
+                tensor.decay,
+                tensor.name.ends_with(".weight") && !tensor.name.contains("ln_"),
+                "{}",
+                tensor.name
+            );
+        }
+    }
+}
