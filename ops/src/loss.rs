@@ -1,0 +1,108 @@
+//! Cross-entropy through a tied head, forward and backward in one, a chunk of rows at a time: the full
+//! matrix of logits never exists. Knows no model.
+
+use tch::{Kind, Tensor};
+
+/// Logits held at once, in elements (16 MiB of fp32).
+const CHUNK_ELEMENTS: i64 = 1 << 22;
+
+/// The head: hidden states against the rows of the token embedding.
+#[derive(Debug)]
+pub struct Head<'a> {
+    /// `[V padded, C]` fp32; only the first `vocab_size` rows take part.
+    pub weight: &'a Tensor,
+    /// Rows that are real tokens, V.
+    pub vocab_size: i64,
+}
+
+impl Head<'_> {
+    fn rows(&self) -> Tensor {
+        self.weight.detach().narrow(0, 0, self.vocab_size)
+    }
+
+    fn chunk(&self) -> i64 {
+        (CHUNK_ELEMENTS / self.vocab_size).max(1)
+    }
+
+    /// Logits of hidden states `[N, C]`: `[N, V]` fp32, padded ids left out.
+    pub fn logits(&self, hidden: &Tensor) -> Tensor {
+        hidden.matmul(&self.rows().transpose(0, 1))
+    }
+
+    /// The sum of cross-entropies in nats of hidden states `[N, C]` against targets `[N]` i64.
+    pub fn loss(&self, hidden: &Tensor, targets: &Tensor) -> f64 {
+        let weight = self.rows();
+        let mut sum = 0.0;
+        for (hidden, targets) in hidden.split(self.chunk(), 0).iter().zip(targets.split(self.chunk(), 0)) {
+            let logits = hidden.matmul(&weight.transpose(0, 1));
+            let picked = logits.gather(1, &targets.unsqueeze(1), false).squeeze_dim(1);
+            sum += (logits.logsumexp([1], false) - picked).sum(Kind::Double).double_value(&[]);
+        }
+        sum
+    }
+
+    /// As [`Head::loss`], and the gradients of that sum times `scale`: that of the hidden states
+    /// `[N, C]` is returned, that of the weight is added to `weight_grad` `[V padded, C]`.
+    pub fn loss_and_grad(&self, hidden: &Tensor, targets: &Tensor, weight_grad: &Tensor, scale: f64) -> (f64, Tensor) {
+        let weight = self.rows();
+        let mut weight_grad = weight_grad.narrow(0, 0, self.vocab_size);
+        let hidden_grad = hidden.empty_like();
+        let (mut sum, mut start) = (0.0, 0);
+        for (hidden, targets) in hidden.split(self.chunk(), 0).iter().zip(targets.split(self.chunk(), 0)) {
+            let logits = hidden.matmul(&weight.transpose(0, 1));
+            let targets = targets.unsqueeze(1);
+            let lse = logits.logsumexp([1], true);
+            sum += (&lse - logits.gather(1, &targets, false)).sum(Kind::Double).double_value(&[]);
+            // d loss / d logits = softmax - onehot, written over the logits.
+            let mut logits_grad = logits;
+            let _ = logits_grad.subtract_(&lse).exp_();
+            let _ = logits_grad.scatter_add_(1, &targets, &targets.full_like(-1.0).to_kind(Kind::Float));
+            let _ = logits_grad.g_mul_scalar_(scale);
+            let rows = hidden.size()[0];
+            let _ = Tensor::mm_out(&logits_grad, &hidden_grad.narrow(0, start, rows), &weight);
+            let _ = weight_grad.addmm_(&logits_grad.transpose(0, 1), hidden);
+            start += rows;
+        }
+        (sum, hidden_grad)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use tch::Device;
+
+    #[test]
+    fn the_fused_loss_and_its_gradients_equal_autograd() {
+        let (n, c, v, padded) = (37, 24, 50, 128);
+        let options = (Kind::Float, Device::Cpu);
+        let hidden = Tensor::randn([n, c], options).set_requires_grad(true);
+        let weight = Tensor::randn([padded, c], options).set_requires_grad(true);
+        let targets = Tensor::randint(v, [n], (Kind::Int64, Device::Cpu));
+        let logits = hidden.matmul(&weight.narrow(0, 0, v).transpose(0, 1));
+        let expected = logits.log_softmax(1, Kind::Float).g_nll_loss::<Tensor>(&targets, None, tch::Reduction::Sum, -100);
+        (&expected * 0.5).backward();
+
+        let head = Head { weight: &weight, vocab_size: v };
+        let weight_grad = Tensor::zeros([padded, c], options);
+        let (loss, hidden_grad) = head.loss_and_grad(&hidden.detach(), &targets, &weight_grad, 0.5);
+        assert!((loss / expected.double_value(&[]) - 1.0).abs() < 1e-6);
+        assert!((head.loss(&hidden.detach(), &targets) - loss).abs() < 1e-4);
+        assert!((hidden_grad - hidden.grad()).abs().max().double_value(&[]) < 1e-5);
+        assert!((weight_grad - weight.grad()).abs().max().double_value(&[]) < 1e-5);
+    }
+
+    #[test]
+    fn chunks_of_rows_change_nothing_but_the_order_of_sums() {
+        // A vocabulary so large that the rows are taken in several chunks.
+        let (n, c, v) = (5, 3, CHUNK_ELEMENTS / 2);
+        let hidden = Tensor::randn([n, c], (Kind::Float, Device::Cpu));
+        let weight = Tensor::randn([v, c], (Kind::Float, Device::Cpu));
+        let targets = Tensor::from_slice(&[0i64, 1, v - 1, 7, v / 2]);
+        let head = Head { weight: &weight, vocab_size: v };
+        let logits = head.logits(&hidden).to_kind(Kind::Double);
+        let picked = logits.gather(1, &targets.unsqueeze(1), false).squeeze_dim(1);
+        let expected = (logits.logsumexp([1], false) - picked).sum(Kind::Double).double_value(&[]);
+        assert!((head.loss(&hidden, &targets) / expected - 1.0).abs() < 1e-6);
+    }
+}

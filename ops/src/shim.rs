@@ -1,0 +1,103 @@
+//! The C++ shim's functions, bound. The only place that knows their C signatures.
+
+use crate::OpsError;
+use std::ffi::{CStr, c_char, c_int};
+use tch::Tensor;
+use torch_sys::C_tensor;
+
+mod ffi {
+    use super::{C_tensor, c_char, c_int};
+
+    unsafe extern "C" {
+        pub(super) fn phx_last_error() -> *const c_char;
+        pub(super) fn phx_set_grad(tensor: *mut C_tensor, grad: *const C_tensor) -> c_int;
+        pub(super) fn phx_backward(output: *const C_tensor, grad_output: *const C_tensor) -> c_int;
+        pub(super) fn phx_adamw(
+            param: *mut f32,
+            grad: *const f32,
+            exp_avg: *mut f32,
+            exp_avg_sq: *mut f32,
+            n: i64,
+            grad_scale: f32,
+            keep: f32,
+            beta1: f32,
+            beta2: f32,
+            step_size: f32,
+            root_scale: f32,
+            eps: f32,
+        );
+        pub(super) fn phx_sum_squares(x: *const f32, n: i64, chunk: i64, partials: *mut f64);
+    }
+}
+
+fn checked(code: c_int) -> Result<(), OpsError> {
+    if code == 0 {
+        return Ok(());
+    }
+    // SAFETY: the shim returns a NUL-terminated string that lives until the next failing call on this
+    // thread; it is copied before that.
+    let text = unsafe { CStr::from_ptr(ffi::phx_last_error()) };
+    Err(OpsError::Torch(text.to_string_lossy().into_owned()))
+}
+
+/// Makes `grad` the gradient of the leaf `tensor`; backward accumulates into it in place.
+pub(crate) fn set_grad(tensor: &mut Tensor, grad: &Tensor) -> Result<(), OpsError> {
+    // SAFETY: both pointers come from live tensors that outlive the call; the shim copies the handle.
+    checked(unsafe { ffi::phx_set_grad(tensor.as_mut_ptr(), grad.as_ptr()) })
+}
+
+/// Backward through the graph of `output`, given the loss's gradient with respect to it (same shape).
+/// Gradients of leaves accumulate.
+///
+/// # Errors
+/// What libtorch says, when shapes differ or `output` has no graph.
+pub fn backward(output: &Tensor, grad_output: &Tensor) -> Result<(), OpsError> {
+    // SAFETY: both pointers come from live tensors that outlive the call.
+    checked(unsafe { ffi::phx_backward(output.as_ptr(), grad_output.as_ptr()) })
+}
+
+/// The constants of one AdamW update.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct AdamWPass {
+    pub(crate) grad_scale: f32,
+    pub(crate) keep: f32,
+    pub(crate) beta1: f32,
+    pub(crate) beta2: f32,
+    pub(crate) step_size: f32,
+    pub(crate) root_scale: f32,
+    pub(crate) eps: f32,
+}
+
+/// One pass over four slices of equal length.
+pub(crate) fn adamw(param: &mut [f32], grad: &[f32], exp_avg: &mut [f32], exp_avg_sq: &mut [f32], pass: AdamWPass) {
+    let n = param.len();
+    assert!(grad.len() == n && exp_avg.len() == n && exp_avg_sq.len() == n, "slices of one shape");
+    let AdamWPass { grad_scale, keep, beta1, beta2, step_size, root_scale, eps } = pass;
+    // SAFETY: four slices of n elements, disjoint because three are exclusive borrows; the shim reads
+    // and writes exactly n elements of each and keeps no pointer.
+    unsafe {
+        ffi::phx_adamw(
+            param.as_mut_ptr(),
+            grad.as_ptr(),
+            exp_avg.as_mut_ptr(),
+            exp_avg_sq.as_mut_ptr(),
+            n as i64,
+            grad_scale,
+            keep,
+            beta1,
+            beta2,
+            step_size,
+            root_scale,
+            eps,
+        );
+    }
+}
+
+/// Sums of squares of `values` by chunks of `chunk` elements.
+pub(crate) fn sum_squares(values: &[f32], chunk: usize) -> Vec<f64> {
+    let mut partials = vec![0.0; values.len().div_ceil(chunk)];
+    // SAFETY: the shim reads `values.len()` elements and writes one partial per chunk, which is what
+    // `partials` holds.
+    unsafe { ffi::phx_sum_squares(values.as_ptr(), values.len() as i64, chunk as i64, partials.as_mut_ptr()) };
+    partials
+}
