@@ -1,0 +1,38 @@
+# Everything a person types here; `make` alone lists it. What each target needs is installed by
+# scripts/setup, once. One build profile, release, serves all of them.
+
+.DEFAULT_GOAL := help
+.PHONY: help setup build demo test test-full lint parity
+export PATH := $(CURDIR)/.local/bin:$(PATH)
+
+help: # List the targets
+	@awk -F ':.*# ' '/^[a-z-]+:.*# / { printf "  %-10s %s\n", $$1, $$2 }' Makefile
+
+setup: # Install what building needs
+	@scripts/setup
+
+build: setup # Build phalanx and phalanx-rank into target/release
+	cargo build --release --workspace --bins
+
+demo: # Train a small GPT on two ranks on real English, and let it write
+	@scripts/setup --demo
+	@$(MAKE) --no-print-directory build
+	@scripts/demo
+
+test: # Run every test, each with a time limit
+	@scripts/setup --test
+	@$(MAKE) --no-print-directory build
+	cargo test --release --workspace --doc
+	cargo nextest run --release --workspace
+
+test-full: parity test # Run every test, and the comparison with PyTorch
+
+lint: # Check formatting, and all that clippy has to say
+	cargo fmt --all --check
+	@scripts/setup
+	cargo clippy --release --workspace --all-targets -- -D warnings
+
+parity: # Compare with PyTorch and transformers (installs them, 5 GB)
+	@scripts/setup --reference
+	@$(MAKE) --no-print-directory build
+	.local/reference/bin/python tests/reference/parity.py
