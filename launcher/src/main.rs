@@ -1,2 +1,17 @@
-//! bin
-fn main() {}
+//! The binary `phalanx`: parses, runs, and turns what came of it into an exit code.
+
+use clap::Parser;
+use launcher::cli::{Cli, Command};
+use std::io::Write;
+use std::process::ExitCode;
+
+fn main() -> ExitCode {
+    let result = match Cli::parse().command {
+        Command::Train(args) => launcher::train::run(&args),
+    };
+    let exit = result.unwrap_or_else(|error| {
+        let _ = writeln!(std::io::stderr(), "error: {error:#}");
+        launcher::exit_of(&error)
+    });
+    ExitCode::from(exit.code() as u8)
+}

@@ -1,0 +1,50 @@
+//! The command line of `phalanx`, as data.
+
+use clap::{Args, Parser, Subcommand};
+
+/// Trains GPT models on MPI ranks that advance in lockstep.
+#[derive(Debug, Parser)]
+#[command(name = "phalanx", version, arg_required_else_help = true)]
+pub struct Cli {
+    /// What to do.
+    #[command(subcommand)]
+    pub command: Command,
+}
+
+/// The subcommands.
+#[derive(Debug, Subcommand)]
+pub enum Command {
+    /// Train a model, or go on where the run stopped.
+    Train(TrainArgs),
+}
+
+/// `phalanx train`
+#[derive(Debug, Args)]
+pub struct TrainArgs {
+    /// Configuration of the run (TOML).
+    pub config: String,
+    /// Ranks [default: the largest power of two that the slots hold and the batch allows].
+    #[arg(short = 'n', value_name = "RANKS")]
+    pub ranks: Option<usize>,
+    /// Hosts and their slots, like a:4,b:4 [default: this machine and its cores].
+    #[arg(long, value_name = "LIST", conflicts_with = "hostfile")]
+    pub hosts: Option<String>,
+    /// File of hosts in Open MPI's form: one `host slots=4` per line.
+    #[arg(long, value_name = "FILE")]
+    pub hostfile: Option<String>,
+    /// Override a key of the configuration, like optim.lr=3e-4.
+    #[arg(long = "set", value_name = "KEY=VALUE")]
+    pub sets: Vec<String>,
+    /// Move an earlier run folder aside and start anew.
+    #[arg(long)]
+    pub fresh: bool,
+    /// Allow more ranks than slots.
+    #[arg(long)]
+    pub oversubscribe: bool,
+    /// Parameter of Open MPI, like btl_tcp_if_include=eth0.
+    #[arg(long, value_name = "KEY=VALUE")]
+    pub mca: Vec<String>,
+    /// Print the mpirun command and start nothing.
+    #[arg(long)]
+    pub dry_run: bool,
+}

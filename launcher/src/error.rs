@@ -1,0 +1,112 @@
+//! What can be wrong before any rank runs, and the one place that turns an error into an exit code.
+
+use configs::Exit;
+use std::path::PathBuf;
+
+/// Why the launcher cannot start what it was asked to start.
+#[derive(Debug, thiserror::Error)]
+pub enum LaunchError {
+    /// A host list or hostfile that does not parse. `place` is the flag, or file and line.
+    #[error("{place}: {what}\nhint: {hint}")]
+    Hosts {
+        /// The flag, or file and line.
+        place: String,
+        /// What is wrong, with the text that is.
+        what: String,
+        /// How to write it.
+        hint: &'static str,
+    },
+    /// More ranks than slots.
+    #[error(
+        "{ranks} ranks were asked for, but there {} {slots} {} ({stated})\n\
+         hint: state more with --hosts or --hostfile, ask for at most -n {slots}, \
+         or let ranks share cores with --oversubscribe",
+        if *slots == 1 { "is" } else { "are" }, if *slots == 1 { "slot" } else { "slots" }
+    )]
+    TooManyRanks {
+        /// What `-n` asks for.
+        ranks: usize,
+        /// What there is.
+        slots: usize,
+        /// Where the number of slots comes from.
+        stated: String,
+    },
+    /// A hostfile that leaves the number of slots to each machine, and no `-n`.
+    #[error(
+        "{hosts} states no slots for some hosts, so the number of ranks cannot be derived\nhint: give -n RANKS, or write slots=N behind every host"
+    )]
+    UnknownSlots {
+        /// The hostfile.
+        hosts: String,
+    },
+    /// `-n 0`.
+    #[error("-n 0: a run needs at least one rank\nhint: leave -n away for as many ranks as there are slots")]
+    NoRanks,
+    /// `--mca` without a value.
+    #[error("--mca {0}: expected key=value\nhint: for example --mca btl_tcp_if_include=eth0")]
+    Mca(String),
+    /// No `mpirun` on PATH.
+    #[error(
+        "mpirun was not found on PATH\nhint: install Open MPI (Debian and Ubuntu: apt-get install openmpi-bin), or put the folder of your mpirun on PATH"
+    )]
+    NoMpirun,
+    /// No `phalanx-rank` beside the running `phalanx`.
+    #[error("{} is not there; it is what mpirun starts on every rank\nhint: both binaries belong into one folder, at the same path on every host; cargo build --release builds both", .0.display())]
+    NoRankBinary(PathBuf),
+    /// A path that cannot stand in a command.
+    #[error("{} is no UTF-8 and cannot be passed to mpirun", .0.display())]
+    OddPath(PathBuf),
+    /// The old run folder could not be moved aside.
+    #[error("--fresh: {} could not be moved to {}", from.display(), to.display())]
+    MoveAside {
+        /// The run folder.
+        from: PathBuf,
+        /// Where it should have gone.
+        to: PathBuf,
+        /// Why not.
+        source: std::io::Error,
+    },
+    /// A process or its signals could not be set up.
+    #[error("{what}")]
+    System {
+        /// What was tried.
+        what: String,
+        /// Why it failed.
+        source: std::io::Error,
+    },
+}
+
+/// The exit code that an error deserves: 2 where the user must change something, 1 where a retry may
+/// help.
+pub fn exit_of(error: &anyhow::Error) -> Exit {
+    let user_must_act = error.chain().any(|cause| {
+        cause.is::<configs::ConfigError>()
+            || cause.is::<configs::BatchError>()
+            || cause
+                .downcast_ref::<LaunchError>()
+                .is_some_and(|error| !matches!(error, LaunchError::System { .. }))
+    });
+    if user_must_act { Exit::UserError } else { Exit::Failed }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use anyhow::Context;
+
+    #[test]
+    fn a_user_error_is_found_below_any_context() {
+        let error = Err::<(), _>(LaunchError::NoMpirun).context("train").context("outer").unwrap_err();
+        assert_eq!(exit_of(&error), Exit::UserError);
+        let batch = configs::BatchPlan::new(100, 4, 256, 2).unwrap_err();
+        assert_eq!(exit_of(&batch.into()), Exit::UserError);
+    }
+
+    #[test]
+    fn what_the_system_refused_may_work_the_next_time() {
+        let source = std::io::Error::from(std::io::ErrorKind::OutOfMemory);
+        let error = LaunchError::System { what: "fork".into(), source };
+        assert_eq!(exit_of(&error.into()), Exit::Failed);
+        assert_eq!(exit_of(&anyhow::anyhow!("something else")), Exit::Failed);
+    }
+}
