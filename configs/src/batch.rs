@@ -61,7 +61,7 @@ impl BatchPlan {
     ) -> Result<BatchPlan, BatchError> {
         let micro_tokens = micro_batch as u64 * seq_len as u64;
         let unit = micro_tokens * world_size as u64;
-        if global_batch_tokens == 0 || global_batch_tokens % unit != 0 {
+        if global_batch_tokens == 0 || !global_batch_tokens.is_multiple_of(unit) {
             let below = global_batch_tokens / unit * unit;
             return Err(BatchError {
                 got: global_batch_tokens,

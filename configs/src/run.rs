@@ -282,7 +282,7 @@ fn resolve_model(
     ] {
         at_least_one(value.unwrap_or(1) as u64, key, problems);
     }
-    if model.n_head > 0 && model.n_embd % model.n_head != 0 {
+    if model.n_head > 0 && !model.n_embd.is_multiple_of(model.n_head) {
         let (c, h) = (model.n_embd, model.n_head);
         let below = c / h * h;
         let near = if below == 0 { format!("{h} works") } else { format!("{below} and {} work", below + h) };
