@@ -238,10 +238,7 @@ mod tests {
         run.write_config("a = 1\n").unwrap();
         run.write_config("b = 2\n").unwrap();
         assert_eq!(fs::read_to_string(run.config_path()).unwrap(), "b = 2\n");
-        assert_eq!(
-            folder_names(run.dir()).unwrap(),
-            ["checkpoints", "config.toml", "generation", "logs"]
-        );
+        assert_eq!(folder_names(run.dir()).unwrap(), ["checkpoints", "config.toml", "generation", "logs"]);
     }
 
     #[test]

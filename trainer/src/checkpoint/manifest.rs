@@ -204,9 +204,8 @@ mod tests {
 
     fn manifest() -> Manifest {
         let segments = vec![SegmentSpec { name: "ln_f".into(), tensors: Vec::new(), numel: 64 }];
-        let slices = StateKind::ALL
-            .map(|kind| SliceSpec { segment: "ln_f".into(), kind, start: 0, len: 64 })
-            .to_vec();
+        let slices =
+            StateKind::ALL.map(|kind| SliceSpec { segment: "ln_f".into(), kind, start: 0, len: 64 }).to_vec();
         let state = TrainState {
             step: 20,
             samples: 1280,

@@ -62,7 +62,8 @@ impl Publisher {
         let values: u64 = segments.iter().map(|segment| segment.numel as u64).sum();
         let state_bytes = values * StateKind::ALL.len() as u64 * size_of::<f32>() as u64;
         let need_bytes = state_bytes + MARGIN_BYTES;
-        let have_bytes = (self.free_space)(&parent).map_err(FileError::of("ask for free space in", &parent))?;
+        let have_bytes =
+            (self.free_space)(&parent).map_err(FileError::of("ask for free space in", &parent))?;
         if have_bytes < need_bytes {
             return Err(CheckpointError::DiskFull { folder: parent, need_bytes, have_bytes });
         }
@@ -168,7 +169,8 @@ impl Publisher {
             )));
         }
         let (name, size_bytes) = (rank_file(rank), report.file.size_bytes);
-        let length = fs::metadata(folder.join(&name)).map_err(|error| wrong(format!("{name}: {error}")))?.len();
+        let length =
+            fs::metadata(folder.join(&name)).map_err(|error| wrong(format!("{name}: {error}")))?.len();
         if (&report.file.name, size_bytes) != (&name, length) {
             let said = &report.file.name;
             return Err(wrong(format!("it speaks of {size_bytes} bytes in {said}; {name} has {length}")));

@@ -200,7 +200,7 @@ mod tests {
         let mut bytes = Vec::new();
         write(&slices()[1..], &mut bytes).unwrap();
         let spec = slices()[1].spec();
-        assert!(read(&bytes[..bytes.len() - 1], &[spec.clone()]).contains("bytes of values"));
+        assert!(read(&bytes[..bytes.len() - 1], std::slice::from_ref(&spec)).contains("bytes of values"));
         assert!(read(&bytes, &[]).contains("1 tensors, expected 0"));
         assert!(read(&bytes, &[SliceSpec { start: 5, ..spec.clone() }]).contains("no tensor h.0:exp_avg:5"));
         assert!(read(&bytes, &[SliceSpec { len: 3, ..spec }]).contains("expected F32 [3]"));

@@ -3,13 +3,12 @@
 
 use super::write::report_file;
 use super::*;
-use crate::run_folder::folder_names;
-use configs::{Philox, SegmentSpec};
+use crate::run_folder::{FileError, folder_names};
+use configs::SegmentSpec;
 use proptest::prelude::*;
 use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
-use std::process::Command;
 use tempfile::TempDir;
 
 /// A run in a folder of its own, with one segment larger than a slice and one smaller.
@@ -72,12 +71,12 @@ impl Run {
     fn save(&self, start: &(u64, Publisher), step: u64, world_size: usize) -> PathBuf {
         let (generation, publisher) = start;
         publisher.prepare(step, &self.segments).unwrap();
-        let writers: Vec<_> = (0..world_size)
-            .map(|rank| {
-                CheckpointWriter::start(&self.run, self.snapshot(step, *generation, rank, world_size))
-            })
-            .collect();
-        writers.into_iter().for_each(|writer| drop(writer.wait().unwrap()));
+        let snapshots = (0..world_size).map(|rank| self.snapshot(step, *generation, rank, world_size));
+        let writers: Vec<_> =
+            snapshots.map(|snapshot| CheckpointWriter::start(&self.run, snapshot)).collect();
+        for writer in writers {
+            writer.wait().unwrap();
+        }
         publisher.publish(&self.state(step), world_size).unwrap()
     }
 
@@ -112,4 +111,369 @@ fn hash_of(step: u64, segment: usize, kind: StateKind, element: usize) -> u32 {
 
 fn bits(values: &[f32]) -> Vec<u32> {
     values.iter().map(|value| value.to_bits()).collect()
+}
+
+#[test]
+fn any_number_of_ranks_writes_the_same_buffers() {
+    for world_size in 1..=4 {
+        let run = Run::new();
+        run.save(&run.start(), 1000, world_size);
+        let loaded = run.newest();
+        run.assert_holds(&loaded, 1000);
+        let manifest = loaded.manifest();
+        assert_eq!((manifest.world_size, manifest.generation), (world_size, 1));
+        assert!(loaded.skipped().is_empty());
+        let mut files: Vec<String> = (0..world_size).map(rank_file).collect();
+        files.insert(0, MANIFEST.to_string());
+        assert_eq!(folder_names(loaded.folder()).unwrap(), files, "and nothing else is in the folder");
+    }
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 24, ..ProptestConfig::default() })]
+
+    #[test]
+    fn a_rank_reads_what_it_owns_from_the_slices_of_any_other_number_of_ranks(
+        numel in 1_usize..40_000, wrote in 1_usize..9, reads in 1_usize..9,
+    ) {
+        let run = Run::with_segments(&[("wte", numel)]);
+        run.save(&run.start(), 1, wrote);
+        let loaded = run.checkpoints().read(1).unwrap();
+        let whole = run.buffer(1, 0, StateKind::ExpAvg);
+        for rank in 0..reads {
+            let range = owned_range(numel, rank, reads);
+            let mut values = vec![0.0; range.len()];
+            loaded.fill_from("wte", StateKind::ExpAvg, range.start, &mut values).unwrap();
+            prop_assert_eq!(bits(&values), bits(&whole[range]));
+        }
+    }
+
+    #[test]
+    fn no_byte_of_any_file_changes_unseen(
+        file in 0_usize..3, place in any::<prop::sample::Index>(), change in 1_u8..=255,
+    ) {
+        let run = Run::with_segments(&[("wte", 5000), ("ln_f", 64)]);
+        let start = run.start();
+        run.save(&start, 1, 2);
+        let folder = run.save(&start, 2, 2);
+        let path = folder.join(&folder_names(&folder).unwrap()[file]);
+        let mut bytes = fs::read(&path).unwrap();
+        let place = place.index(bytes.len());
+        bytes[place] ^= change;
+        fs::write(&path, &bytes).unwrap();
+        let loaded = run.newest();
+        prop_assert_eq!(&loaded.skipped()[0].folder, &folder);
+        run.assert_holds(&loaded, 1);
+    }
+}
+
+/// Damages the newest of two checkpoints, and returns what is said about it; the one before is used.
+fn damage_of_the_newest(damage: impl FnOnce(&Path)) -> String {
+    let run = Run::new();
+    let start = run.start();
+    run.save(&start, 1000, 2);
+    let folder = run.save(&start, 2000, 2);
+    damage(&folder);
+    let loaded = run.newest();
+    run.assert_holds(&loaded, 1000);
+    let [skipped] = loaded.skipped() else { panic!("one is damaged: {:?}", loaded.skipped()) };
+    assert_eq!(skipped.folder, folder);
+    let text = skipped.to_string();
+    assert!(text.contains("step-00002000 is damaged"), "{text}");
+    text
+}
+
+fn edit(path: &Path, edit: impl FnOnce(&mut Vec<u8>)) {
+    let mut bytes = fs::read(path).unwrap();
+    edit(&mut bytes);
+    fs::write(path, bytes).unwrap();
+}
+
+/// Changes the manifest and makes its digest right again, as a forger would.
+fn forge(folder: &Path, change: impl FnOnce(&mut Manifest)) {
+    edit(&folder.join(MANIFEST), |bytes| {
+        let mut manifest = Manifest::decode(bytes).unwrap();
+        change(&mut manifest);
+        *bytes = manifest.encode();
+    });
+}
+
+#[test]
+fn every_kind_of_damage_is_named_and_the_checkpoint_before_is_used() {
+    let says = |text: &str, damage: &dyn Fn(&Path)| {
+        let said = damage_of_the_newest(damage);
+        assert!(said.contains(text), "{said}\nshould say: {text}");
+    };
+    let (rank_1, manifest) = (rank_file(1), MANIFEST);
+    says("rank-00001.safetensors is missing", &|dir| fs::remove_file(dir.join(&rank_1)).unwrap());
+    says("manifest.json is missing", &|dir| fs::remove_file(dir.join(manifest)).unwrap());
+    says("bytes, expected", &|dir| edit(&dir.join(&rank_1), |bytes| bytes.truncate(bytes.len() - 1)));
+    says("has 0 bytes, expected", &|dir| edit(&dir.join(&rank_1), |bytes| bytes.clear()));
+    says("rank-00001.safetensors has the hash", &|dir| edit(&dir.join(&rank_1), |bytes| bytes[9999] ^= 1));
+    says("it may be cut short", &|dir| {
+        edit(&dir.join(manifest), |bytes| {
+            // A cut after which it is JSON still.
+            *bytes = br#"{"format": "phalanx checkpoint", "version": 1}"#.to_vec();
+        });
+    });
+    says("manifest.json cannot be read", &|dir| edit(&dir.join(manifest), |bytes| bytes.truncate(500)));
+    says("manifest.json has the digest", &|dir| edit(&dir.join(manifest), |bytes| bytes[400] ^= 1));
+    says("format version 9, this program reads version 1", &|dir| {
+        fs::write(dir.join(manifest), r#"{"format": "phalanx checkpoint", "version": 9}"#).unwrap();
+    });
+    says("it is of step 1999", &|dir| forge(dir, |manifest| manifest.state.step = 1999));
+    says("names the file \"../../config.toml\"", &|dir| {
+        forge(dir, |manifest| manifest.files[1].name = "../../config.toml".into());
+    });
+    says("no slice holds elements 12288..20000 of wte (param)", &|dir| {
+        forge(dir, |manifest| drop(manifest.files[1].slices.remove(0)));
+    });
+    says("two slices hold elements 0..12288 of wte (param)", &|dir| {
+        forge(dir, |manifest| {
+            let first = manifest.files[0].slices[0].clone();
+            manifest.files[1].slices.push(first);
+        });
+    });
+    says("it has no tensor", &|dir| {
+        // The two ranks' slices change places in the manifest only.
+        forge(dir, |manifest| {
+            let (first, second) = manifest.files.split_at_mut(1);
+            std::mem::swap(&mut first[0].slices[0], &mut second[0].slices[0]);
+        });
+    });
+    says("lies outside the model's segments", &|dir| {
+        forge(dir, |manifest| manifest.files[0].slices[0].len = usize::MAX);
+    });
+    says("it is not a plain file", &|dir| {
+        fs::remove_file(dir.join(&rank_1)).unwrap();
+        fs::create_dir(dir.join(&rank_1)).unwrap();
+    });
+}
+
+#[test]
+fn a_run_whose_checkpoints_are_all_damaged_does_not_start_from_nothing() {
+    let run = Run::new();
+    assert!(run.checkpoints().newest_good().unwrap().is_none(), "a run without checkpoints may");
+    let start = run.start();
+    for step in [1, 2] {
+        fs::remove_file(run.save(&start, step, 1).join(rank_file(0))).unwrap();
+    }
+    let error = run.checkpoints().newest_good().unwrap_err();
+    let CheckpointError::NoneGood(damaged) = &error else { panic!("{error}") };
+    assert_eq!(damaged.len(), 2);
+    let text = error.to_string();
+    assert!(
+        text.contains("step-00000001") && text.contains("step-00000002") && text.contains("hint:"),
+        "{text}"
+    );
+}
+
+#[test]
+fn a_crash_while_writing_leaves_the_checkpoint_before_and_no_trouble() {
+    let run = Run::new();
+    let start = run.start();
+    run.save(&start, 1000, 2);
+
+    // Killed at three moments: after prepare, after one rank's file, and before the rename.
+    start.1.prepare(2000, &run.segments).unwrap();
+    run.assert_holds(&run.newest(), 1000);
+    CheckpointWriter::start(&run.run, run.snapshot(2000, start.0, 0, 2)).wait().unwrap();
+    run.assert_holds(&run.newest(), 1000);
+    let unfinished = run.run.checkpoints_dir().join("step-00002000.tmp");
+    fs::write(unfinished.join("rank-00001.safetensors.77-0-1.tmp"), "half").unwrap();
+    fs::write(unfinished.join(MANIFEST), "{").unwrap();
+    run.assert_holds(&run.newest(), 1000);
+
+    // The next start, on another number of ranks, gets there again; nothing of the first attempt is left.
+    let start = run.start();
+    let folder = run.save(&start, 2000, 3);
+    run.assert_holds(&run.newest(), 2000);
+    assert_eq!(folder_names(&folder).unwrap().len(), 4);
+    assert_eq!(run.names(), ["step-00001000", "step-00002000"]);
+}
+
+#[test]
+fn a_start_clears_what_earlier_ones_left_half_done() {
+    let run = Run::new();
+    let start = run.start();
+    run.save(&start, 1000, 1);
+    start.1.prepare(3000, &run.segments).unwrap();
+    let dir = run.run.checkpoints_dir();
+    fs::create_dir(dir.join("step-00000500.old.tmp")).unwrap();
+    fs::create_dir(dir.join("notes.tmp")).unwrap();
+    run.start().1.clear_unfinished().unwrap();
+    assert_eq!(run.names(), ["notes.tmp", "step-00001000"], "and leaves alone what is not ours");
+}
+
+#[test]
+fn a_checkpoint_is_not_published_before_every_rank_has_written() {
+    let run = Run::new();
+    let (generation, publisher) = run.start();
+    publisher.prepare(1000, &run.segments).unwrap();
+    CheckpointWriter::start(&run.run, run.snapshot(1000, generation, 0, 2)).wait().unwrap();
+    let error = publisher.publish(&run.state(1000), 2).unwrap_err();
+    assert!(matches!(error, CheckpointError::RankReport { rank: 1, .. }), "{error}");
+
+    // A rank that left something out is caught too.
+    let mut snapshot = run.snapshot(1000, generation, 1, 2);
+    snapshot.slices.pop();
+    CheckpointWriter::start(&run.run, snapshot).wait().unwrap();
+    let error = publisher.publish(&run.state(1000), 2).unwrap_err();
+    assert!(matches!(error, CheckpointError::Incomplete { step: 1000, .. }), "{error}");
+    publisher.abandon(1000).unwrap();
+    assert!(run.names().is_empty());
+}
+
+#[test]
+fn a_report_that_does_not_fit_its_file_or_this_attempt_is_refused() {
+    let run = Run::new();
+    let (generation, publisher) = run.start();
+    publisher.prepare(1000, &run.segments).unwrap();
+    CheckpointWriter::start(&run.run, run.snapshot(1000, generation, 0, 1)).wait().unwrap();
+    let error = publisher.publish(&run.state(1000), 2).unwrap_err().to_string();
+    assert!(error.contains("(1000, 1, 0, 1), expected (1000, 1, 0, 2)"), "{error}");
+
+    let folder = run.run.checkpoints_dir().join("step-00001000.tmp");
+    edit(&folder.join(rank_file(0)), |bytes| bytes.truncate(100));
+    let error = publisher.publish(&run.state(1000), 1).unwrap_err().to_string();
+    assert!(error.contains("rank-00000.safetensors has 100"), "{error}");
+    fs::write(folder.join(report_file(0)), "{").unwrap();
+    assert!(matches!(publisher.publish(&run.state(1000), 1), Err(CheckpointError::RankReport { .. })));
+}
+
+#[test]
+fn a_start_that_was_overtaken_cannot_write_publish_or_remove() {
+    let run = Run::new();
+    let old = run.start();
+    run.save(&old, 1000, 1);
+    old.1.prepare(2000, &run.segments).unwrap();
+    CheckpointWriter::start(&run.run, run.snapshot(2000, old.0, 0, 1)).wait().unwrap();
+
+    let new = run.start();
+    let stale = |result: Result<(), CheckpointError>| {
+        let error = result.unwrap_err();
+        assert!(matches!(error, CheckpointError::StaleGeneration { mine: 1, newest: 2, .. }), "{error}");
+    };
+    stale(old.1.publish(&run.state(2000), 1).map(drop));
+    stale(old.1.prepare(3000, &run.segments));
+    stale(old.1.clear_unfinished());
+    stale(old.1.abandon(2000));
+    stale(old.1.prune(1, 1000).map(drop));
+    stale(CheckpointWriter::start(&run.run, run.snapshot(2000, old.0, 0, 1)).wait().map(drop));
+    run.assert_holds(&run.newest(), 1000);
+
+    run.save(&new, 2000, 2);
+    run.assert_holds(&run.newest(), 2000);
+}
+
+#[test]
+fn the_newest_checkpoints_are_kept() {
+    let run = Run::new();
+    let start = run.start();
+    for step in 1..=5 {
+        run.save(&start, step, 1);
+    }
+    start.1.prepare(4, &run.segments).unwrap();
+    start.1.prepare(6, &run.segments).unwrap();
+    assert_eq!(start.1.prune(2, 5).unwrap(), [1, 2, 3]);
+    let left = ["step-00000004", "step-00000005", "step-00000006.tmp"];
+    assert_eq!(run.names(), left, "and what is being written");
+    assert_eq!(start.1.prune(0, 5).unwrap(), [4], "the newest good one is never removed");
+}
+
+#[test]
+fn a_damaged_later_checkpoint_does_not_push_out_the_good_one() {
+    let run = Run::new();
+    let start = run.start();
+    run.save(&start, 500, 1);
+    fs::remove_file(run.save(&start, 1000, 1).join(rank_file(0))).unwrap();
+
+    // The next start falls back to 500 and gets to 750, then to 1000 again.
+    let start = run.start();
+    run.save(&start, 750, 1);
+    start.1.prune(1, 750).unwrap();
+    run.assert_holds(&run.newest(), 750);
+    run.save(&start, 1000, 2);
+    start.1.prune(1, 1000).unwrap();
+    run.assert_holds(&run.newest(), 1000);
+    assert_eq!(run.names(), ["step-00001000"]);
+}
+
+#[test]
+fn without_room_nothing_is_written_and_the_run_can_go_on() {
+    let run = Run::new();
+    let start = run.start();
+    run.save(&start, 1000, 1);
+    let poor = start.1.clone().with_free_space(|_| Ok(1_000_000));
+    let error = poor.prepare(2000, &run.segments).unwrap_err();
+    let CheckpointError::DiskFull { need_bytes, have_bytes: 1_000_000, .. } = error else {
+        panic!("{error}")
+    };
+    assert_eq!(need_bytes, 12 * (20_000 + 4096 + 64) + (64 << 20));
+    assert!(error.to_string().contains("hint:"), "{error}");
+    assert_eq!(run.names(), ["step-00001000"]);
+    run.save(&start, 3000, 1);
+    run.assert_holds(&run.newest(), 3000);
+}
+
+#[test]
+fn a_disk_that_fills_up_while_writing_is_told_as_such() {
+    let error = |kind: io::ErrorKind| {
+        let failed = FileError::of("write", Path::new("rank-00000.safetensors"))(kind.into());
+        CheckpointError::of_write(Path::new("/"), 4096, failed)
+    };
+    assert!(matches!(error(io::ErrorKind::StorageFull), CheckpointError::DiskFull { need_bytes: 4096, .. }));
+    assert!(matches!(error(io::ErrorKind::QuotaExceeded), CheckpointError::DiskFull { .. }));
+    assert!(matches!(error(io::ErrorKind::PermissionDenied), CheckpointError::File(_)));
+}
+
+#[test]
+fn a_writer_tells_its_outcome_without_waiting_and_again() {
+    let run = Run::new();
+    let (generation, publisher) = run.start();
+    let mut lost = CheckpointWriter::start(&run.run, run.snapshot(7, generation, 0, 1));
+    lost.block();
+    let error = lost.finished().unwrap().as_ref().unwrap_err().to_string();
+    assert!(error.contains("step-00000007.tmp"), "no folder was prepared: {error}");
+
+    publisher.prepare(7, &run.segments).unwrap();
+    let mut writer = CheckpointWriter::start(&run.run, run.snapshot(7, generation, 0, 1));
+    while writer.finished().is_none() {
+        std::thread::yield_now();
+    }
+    let bytes = writer.finished().unwrap().as_ref().unwrap().bytes;
+    assert_eq!((writer.step(), writer.wait().unwrap().bytes), (7, bytes));
+}
+
+#[test]
+fn another_model_is_refused_with_the_difference() {
+    let run = Run::new();
+    run.save(&run.start(), 1, 1);
+    let loaded = run.newest();
+    loaded.check_layout(&run.segments).unwrap();
+    let error = loaded.check_layout(&Run::with_segments(&[("wte", 20_032)]).segments).unwrap_err();
+    let text = error.to_string();
+    assert!(text.contains("segment wte has 0 tensors in 20000 elements") && text.contains("hint:"), "{text}");
+    for (segment, len) in [("wte", 19_999), ("wte", 20_001), ("h.9", 64)] {
+        let result = loaded.fill(segment, StateKind::Param, &mut vec![0.0; len]);
+        assert!(matches!(result, Err(CheckpointError::Layout { .. })), "{segment} {len}");
+    }
+    let beyond = loaded.fill_from("ln_f", StateKind::Param, usize::MAX, &mut [0.0; 2]);
+    assert!(matches!(beyond, Err(CheckpointError::Layout { .. })));
+}
+
+#[test]
+fn only_our_own_names_are_checkpoints() {
+    assert_eq!(step_folder(1000), "step-00001000");
+    assert_eq!(published_step("step-00001000"), Some(1000));
+    assert_eq!(published_step("step-123456789012"), Some(123_456_789_012));
+    for name in ["step-1000", "step-00001000.tmp", "step-+0001000", "step-", "Step-00001000", "step-0000100x"]
+    {
+        assert_eq!(published_step(name), None, "{name}");
+    }
+    assert_eq!(unfinished_step("step-00001000.tmp"), Some(1000));
+    assert_eq!(unfinished_step("step-00001000.old.tmp"), Some(1000));
+    for name in ["step-00001000", "notes.tmp", "step-00001000.mine.tmp"] {
+        assert_eq!(unfinished_step(name), None, "{name}");
+    }
 }

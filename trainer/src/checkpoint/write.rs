@@ -94,12 +94,17 @@ impl CheckpointWriter {
         self.outcome.as_ref()
     }
 
+    /// Waits for the thread; `finished` has the outcome then.
+    pub fn block(&mut self) {
+        self.join();
+    }
+
     /// The outcome, after waiting for it.
     ///
     /// # Errors
     /// `StaleGeneration`, `DiskFull`, or what the file system refused.
     pub fn wait(mut self) -> Result<Written, CheckpointError> {
-        self.join();
+        self.block();
         self.outcome.expect("a writer has a thread or an outcome")
     }
 
