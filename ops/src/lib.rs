@@ -5,6 +5,7 @@
 
 mod adamw;
 mod attention;
+pub mod collectives;
 pub mod device;
 mod error;
 mod flat;
