@@ -1,5 +1,6 @@
 //! The command line of `phalanx`, as data.
 
+use crate::data::DataArgs;
 use clap::{Args, Parser, Subcommand};
 
 /// Trains GPT models on MPI ranks that advance in lockstep.
@@ -16,6 +17,8 @@ pub struct Cli {
 pub enum Command {
     /// Train a model, or go on where the run stopped.
     Train(TrainArgs),
+    /// Make data sets from text, look into them and check them.
+    Data(DataArgs),
 }
 
 /// `phalanx train`

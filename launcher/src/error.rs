@@ -82,6 +82,8 @@ pub fn exit_of(error: &anyhow::Error) -> Exit {
     let user_must_act = error.chain().any(|cause| {
         cause.is::<configs::ConfigError>()
             || cause.is::<configs::BatchError>()
+            || cause.is::<dataloader::DataError>()
+            || cause.is::<dataloader::PrepareError>()
             || cause
                 .downcast_ref::<LaunchError>()
                 .is_some_and(|error| !matches!(error, LaunchError::System { .. }))

@@ -6,6 +6,7 @@
 
 pub mod banners;
 pub mod cli;
+pub mod data;
 mod error;
 mod hosts;
 pub mod mpirun;

@@ -130,6 +130,8 @@ impl<O: Write, E: Write> Job<O, E> {
             Event::Line(Stream::Out, line) => self.console.out(&rank_line(&line).unwrap_or(line)),
             Event::Line(Stream::Err, line) => match rank_line(&line) {
                 Some(line) => self.console.err(&line),
+                // Ended in the middle of ending, mpirun may say anything, down to a backtrace.
+                None if matches!(self.stopping, Stopping::AtOnce(_)) => {}
                 None => self.banners.take(line).iter().for_each(|line| self.console.err(line)),
             },
             Event::StreamClosed => self.open_streams -= 1,

@@ -5,8 +5,9 @@ use crate::mpirun::{self, Job};
 use crate::progress::{Console, Width};
 use crate::supervise::supervise;
 use crate::{Hosts, LaunchError};
-use anyhow::Result;
+use anyhow::{Context, Result};
 use configs::{Exit, RunConfig};
+use dataloader::{DataSet, Samples, ValidationSet};
 use std::io::{IsTerminal, Write};
 use std::path::{Path, PathBuf};
 
@@ -37,7 +38,17 @@ pub fn run(args: &TrainArgs) -> Result<Exit> {
 
 /// The configuration, once it and the data that it names are known to be usable.
 fn checked_config(args: &TrainArgs) -> Result<RunConfig> {
-    Ok(configs::load(Path::new(&args.config), &args.sets, &|_| Ok(256))?)
+    let config = configs::load(Path::new(&args.config), &args.sets, &dataloader::vocab_size)?;
+    let seq_len = config.model.seq_len;
+    DataSet::open(&config.data.train)
+        .and_then(|data| Samples::open(data, seq_len, config.run.seed))
+        .context("data.train")?;
+    if let Some(val) = &config.data.val {
+        DataSet::open(val)
+            .and_then(|data| ValidationSet::open(data, seq_len, config.eval.max_tokens))
+            .context("data.val")?;
+    }
+    Ok(config)
 }
 
 /// The mpirun command of this run.
