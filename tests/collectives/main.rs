@@ -1,7 +1,7 @@
 //! Collectives under real mpirun: the behaviour suite on 1 to 4 ranks over every path, and how a
 //! group of ranks ends when one of them fails.
 //!
-//! The ranks are this very executable: a test starts mpirun on it with `rank_body` selected, and
+//! The ranks are this very executable: a test starts mpirun on it with `what_a_rank_does` selected, and
 //! an environment variable says which body to run. Each start has a deadline.
 
 mod mpirun;
@@ -86,7 +86,7 @@ fn tasks_without_a_common_world_are_refused_with_a_hint() {
 
 /// What a rank does; without a body in the environment this is no rank and there is nothing to do.
 #[test]
-fn rank_body() {
+fn what_a_rank_does() {
     let Ok(body) = std::env::var(mpirun::BODY) else { return };
     let options = match std::env::var("PHALANX_TEST_PATH").as_deref() {
         Err(_) => Options::default(),

@@ -61,7 +61,7 @@ impl Run {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("output");
         let file = std::fs::File::create(&path).unwrap();
-        command.args(["--exact", "rank_body", "--nocapture"]).env(BODY, body).envs(env.iter().copied());
+        command.args(["--exact", "what_a_rank_does", "--nocapture"]).env(BODY, body).envs(env.iter().copied());
         command.stdin(Stdio::null()).stdout(file.try_clone().unwrap()).stderr(file);
         let began = Instant::now();
         let mut child = command.process_group(0).spawn().expect("mpirun is installed");
