@@ -162,7 +162,6 @@ impl DataSet {
         let mut text = Vec::new();
         let mut buffer = Vec::new();
         let mut ids = Vec::new();
-        self.require(tokens.end.saturating_sub(1), self.tokens())?;
         for start in tokens.clone().step_by(TEXT_TOKENS) {
             buffer.resize((tokens.end - start).min(TEXT_TOKENS as u64) as usize, 0);
             self.read(start, &mut buffer)?;

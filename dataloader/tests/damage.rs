@@ -1,6 +1,8 @@
 //! Every way in which a shard or its folder can be damaged has an error of its own, which names the
 //! file and says what to do.
 
+#![allow(clippy::unwrap_used)] // a test that cannot make its data has failed
+
 use dataloader::{DataError, DataSet, DataSetWriter, Tokenizer};
 use std::fs;
 use std::path::{Path, PathBuf};

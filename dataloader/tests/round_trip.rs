@@ -1,6 +1,8 @@
 //! What goes in comes out: text through prepare and back, shards as one sequence, samples and
 //! validation windows that cover what they should.
 
+#![allow(clippy::unwrap_used)] // a test that cannot make its data has failed
+
 use dataloader::{
     DataError, DataSet, DataSetWriter, Order, PrepareError, PrepareOptions, PrepareReport, Samples,
     SplitRule, Tokenizer, ValidationSet, prepare,
@@ -215,6 +217,44 @@ fn an_empty_output_folder_is_used() {
     fs::create_dir_all(&out).unwrap();
     prepare(&files, &out, &options(0.0)).unwrap();
     assert_eq!(text_of(&out.join("train")), b"text\n");
+}
+
+#[test]
+fn tokens_four_bytes_wide_are_read_like_those_of_two() {
+    // No tokenizer needs them yet, so that the shard is widened by hand (docs/FORMATS.md).
+    let (scratch, data) = written(&numbered_documents(30), 1 << 28);
+    let tokens = all_tokens(&data);
+    let shard = scratch.path().join("shard-00000.tokens");
+    let narrow = fs::read(&shard).unwrap();
+    let index_offset = u64::from_le_bytes(narrow[56..64].try_into().unwrap()) as usize;
+
+    let payload: Vec<u8> = tokens.iter().flat_map(|&token| (token as u32).to_le_bytes()).collect();
+    let mut index = narrow[index_offset..].to_vec();
+    index[30 * 32..][..4].copy_from_slice(&crc32fast::hash(&payload).to_le_bytes());
+    let mut wide = narrow[..256].to_vec();
+    wide.extend(&payload);
+    wide.resize(wide.len().next_multiple_of(16), 0);
+    let index_offset = wide.len() as u64;
+    wide.extend(&index);
+    wide[12..16].copy_from_slice(&4u32.to_le_bytes());
+    wide[48..56].copy_from_slice(&(payload.len() as u64).to_le_bytes());
+    wide[56..64].copy_from_slice(&index_offset.to_le_bytes());
+    wide[76..80].copy_from_slice(&crc32fast::hash(&index).to_le_bytes());
+    let checksum = crc32fast::hash(&wide[..252]);
+    wide[252..256].copy_from_slice(&checksum.to_le_bytes());
+    fs::write(&shard, wide).unwrap();
+
+    let data = DataSet::open(scratch.path()).unwrap();
+    assert_eq!(all_tokens(&data), tokens);
+    assert_eq!(data.document(29).unwrap().tokens.end, tokens.len() as u64);
+}
+
+#[test]
+fn a_data_set_without_documents_opens_and_has_no_text() {
+    let (_scratch, data) = written(&[], 1 << 28);
+    assert_eq!((data.tokens(), data.text(0..0).unwrap()), (0, vec![]));
+    assert!(data.document(0).is_err() && data.document_at(0).is_err() && data.text(0..1).is_err());
+    assert!(matches!(ValidationSet::open(data, 10, None), Err(DataError::TooFewTokens { .. })));
 }
 
 proptest! {

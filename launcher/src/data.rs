@@ -7,7 +7,6 @@ use configs::Exit;
 use dataloader::{
     DataError, DataSet, MANIFEST_NAME, Overlap, PrepareOptions, PrepareReport, SplitTotals, overlap, prepare,
 };
-use std::fmt::Display;
 use std::io::{self, BufWriter, Write};
 use std::path::{Path, PathBuf};
 
