@@ -188,12 +188,12 @@ impl<O: Write, E: Write> Job<O, E> {
     fn outcome(&self, status: ExitStatus) -> Outcome {
         let go_on = "the same command goes on from the last checkpoint";
         let told = |exit, told: String| Outcome { exit, told };
-        if let Stopping::AtOnce(_) = self.stopping {
-            return told(Exit::Failed, format!("ended at once; {go_on}"));
-        }
         // A signal that ends mpirun itself leaves no code.
         let exit = status.code().map_or(Exit::Failed, Exit::from_code);
         match exit {
+            Exit::Failed if matches!(self.stopping, Stopping::AtOnce(_)) => {
+                told(exit, format!("ended at once; {go_on}"))
+            }
             Exit::Done => told(exit, "finished".into()),
             Exit::Stopped => told(exit, "stopped with a checkpoint; the same command goes on".into()),
             Exit::UserError => told(exit, "ended: something must be changed first, as said above".into()),

@@ -96,7 +96,7 @@ fn ranks(args: &TrainArgs, hosts: &Hosts, config: &RunConfig) -> Result<usize> {
 /// every rank does the same number of micro-steps.
 fn default_ranks(slots: usize, micro_batches: u64) -> usize {
     let mut ranks = 1;
-    while ranks * 2 <= slots && micro_batches % (ranks as u64 * 2) == 0 {
+    while ranks * 2 <= slots && micro_batches.is_multiple_of(ranks as u64 * 2) {
         ranks *= 2;
     }
     ranks

@@ -2,6 +2,8 @@
 //! what it leaves behind. The launcher and mpirun are the real ones; the ranks are shell scripts in
 //! the place of `phalanx-rank`, so that nothing here depends on training.
 
+#![allow(clippy::unwrap_used)] // unwrap is how a test fails
+
 #[path = "../support/mod.rs"]
 mod support;
 

@@ -1,8 +1,8 @@
 //! What black-box tests share: scratch folders, processes with a deadline, tiny runs, and the two
 //! binaries. Knows how to start and end things; what they should do is for the tests to know.
 
-// Each test target uses its own part of this, and none is a library.
-#![allow(dead_code, unreachable_pub)]
+// Each test target uses its own part of this, and none is a library; unwrap is how a test fails.
+#![allow(dead_code, unreachable_pub, unused_imports, clippy::unwrap_used)]
 
 mod process;
 mod tiny;
