@@ -33,7 +33,8 @@ pub enum LaunchError {
     },
     /// A hostfile that leaves the number of slots to each machine, and no `-n`.
     #[error(
-        "{hosts} states no slots for some hosts, so the number of ranks cannot be derived\nhint: give -n RANKS, or write slots=N behind every host"
+        "{hosts} states no slots for some hosts, so the number of ranks cannot be derived\n\
+         hint: give -n RANKS, or write slots=N behind every host"
     )]
     UnknownSlots {
         /// The hostfile.
@@ -47,11 +48,17 @@ pub enum LaunchError {
     Mca(String),
     /// No `mpirun` on PATH.
     #[error(
-        "mpirun was not found on PATH\nhint: install Open MPI (Debian and Ubuntu: apt-get install openmpi-bin), or put the folder of your mpirun on PATH"
+        "mpirun was not found on PATH\n\
+         hint: install Open MPI (Debian and Ubuntu: apt-get install openmpi-bin), \
+         or put the folder of your mpirun on PATH"
     )]
     NoMpirun,
     /// No `phalanx-rank` beside the running `phalanx`.
-    #[error("{} is not there; it is what mpirun starts on every rank\nhint: both binaries belong into one folder, at the same path on every host; cargo build --release builds both", .0.display())]
+    #[error(
+        "{} is not there; it is what mpirun starts on every rank\n\
+         hint: both binaries belong into one folder, at the same path on every host; \
+         cargo build --release builds both", .0.display()
+    )]
     NoRankBinary(PathBuf),
     /// A path that cannot stand in a command.
     #[error("{} is no UTF-8 and cannot be passed to mpirun", .0.display())]
