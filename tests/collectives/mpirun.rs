@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 use rustix::process::{Pid, Signal, geteuid, kill_process_group};
 
 /// The environment variable that makes a process a rank and says what it does.
-pub const BODY: &str = "PHALANX_TEST_BODY";
+pub(crate) const BODY: &str = "PHALANX_TEST_BODY";
 
 /// No start takes as long on a loaded machine of two cores.
 const DEADLINE: Duration = Duration::from_secs(60);
@@ -19,13 +19,13 @@ const DEADLINE: Duration = Duration::from_secs(60);
 static TURN: Mutex<()> = Mutex::new(());
 
 /// A finished start.
-pub struct Run {
+pub(crate) struct Run {
     /// The exit code; `None` if a signal or the deadline ended it.
-    pub code: Option<i32>,
+    pub(crate) code: Option<i32>,
     /// From start to end.
-    pub took: Duration,
+    pub(crate) took: Duration,
     /// stdout and stderr.
-    pub output: String,
+    pub(crate) output: String,
 }
 
 impl fmt::Display for Run {
@@ -35,7 +35,7 @@ impl fmt::Display for Run {
 }
 
 /// Runs `ranks` ranks with a body.
-pub fn mpirun(ranks: usize, body: &str, env: &[(&str, &str)]) -> Run {
+pub(crate) fn mpirun(ranks: usize, body: &str, env: &[(&str, &str)]) -> Run {
     let mut command = Command::new("mpirun");
     command.args(["-n", &ranks.to_string(), "--oversubscribe", "--bind-to", "none"]);
     if geteuid().is_root() {
@@ -47,12 +47,12 @@ pub fn mpirun(ranks: usize, body: &str, env: &[(&str, &str)]) -> Run {
 
 impl Run {
     /// Runs a body in one process without mpirun.
-    pub fn alone(body: &str, env: &[(&str, &str)]) -> Run {
+    pub(crate) fn alone(body: &str, env: &[(&str, &str)]) -> Run {
         Run::of(Command::new(std::env::current_exe().unwrap()), body, env)
     }
 
     /// It ended well.
-    pub fn assert_done(&self) {
+    pub(crate) fn assert_done(&self) {
         assert_eq!(self.code, Some(0), "{self}");
     }
 
@@ -61,7 +61,10 @@ impl Run {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("output");
         let file = std::fs::File::create(&path).unwrap();
-        command.args(["--exact", "what_a_rank_does", "--nocapture"]).env(BODY, body).envs(env.iter().copied());
+        command
+            .args(["--exact", "what_a_rank_does", "--nocapture"])
+            .env(BODY, body)
+            .envs(env.iter().copied());
         command.stdin(Stdio::null()).stdout(file.try_clone().unwrap()).stderr(file);
         let began = Instant::now();
         let mut child = command.process_group(0).spawn().expect("mpirun is installed");
@@ -79,11 +82,15 @@ impl Run {
             let _ = kill_process_group(group, Signal::KILL);
             let _ = child.wait();
         }
-        Run { code: status.and_then(|status| status.code()), took, output: std::fs::read_to_string(&path).unwrap() }
+        Run {
+            code: status.and_then(|status| status.code()),
+            took,
+            output: std::fs::read_to_string(&path).unwrap(),
+        }
     }
 }
 
 /// Says something that the output will hold.
-pub fn say(what: &str) {
+pub(crate) fn say(what: &str) {
     let _ = writeln!(std::io::stderr(), "{what}");
 }

@@ -43,7 +43,9 @@ pub enum CommError {
         what: String,
     },
     /// Control data beyond what MPI counts.
-    #[error("all_gather_bytes of {total} bytes over all ranks; at most {limit} can be sent\nhint: use tensors")]
+    #[error(
+        "all_gather_bytes of {total} bytes over all ranks; at most {limit} can be sent\nhint: use tensors"
+    )]
     TooLong {
         /// Bytes over all ranks.
         total: usize,

@@ -18,7 +18,7 @@ pub struct Check {
 
 /// Runs every check. Collective; takes seconds.
 pub fn suite(comm: &dyn Communicator) -> Vec<Check> {
-    let checks: [(&'static str, fn(&dyn Communicator) -> Outcome); 11] = [
+    let checks: [(&'static str, Claim); 11] = [
         ("sums of small integers are exact", sums_of_small_integers_are_exact),
         ("sums are taken in the balanced tree over ranks", sums_are_taken_in_the_balanced_tree),
         ("every rank ends with the same bits", every_rank_ends_with_the_same_bits),
@@ -35,6 +35,7 @@ pub fn suite(comm: &dyn Communicator) -> Vec<Check> {
 }
 
 type Outcome = Result<(), String>;
+type Claim = fn(&dyn Communicator) -> Outcome;
 
 /// Sizes with nothing, less than a rank each, an odd few, and many pieces with a ragged end.
 const SIZES: [usize; 4] = [0, 1, 7, 1_000_003];

@@ -70,7 +70,8 @@ mod tests {
 
     #[test]
     fn a_tree_of_trees_has_the_bits_of_the_tree() {
-        let rows: Vec<Vec<f32>> = (0..8).map(|r| (0..3000).map(|i| ((i * 7 + r * 13) as f32).sin()).collect()).collect();
+        let rows: Vec<Vec<f32>> =
+            (0..8).map(|r| (0..3000).map(|i| ((i * 7 + r * 13) as f32).sin()).collect()).collect();
         let rows: Vec<&[f32]> = rows.iter().map(Vec::as_slice).collect();
         let mut whole = vec![0f32; 3000];
         tree_sum(&rows, &mut whole);

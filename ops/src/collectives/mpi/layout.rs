@@ -18,7 +18,8 @@ impl Layout {
         let leader = leaders[rank];
         let on_node = |r: &usize| leaders[*r] == leader;
         let local_size = (0..leaders.len()).filter(on_node).count();
-        let even = (0..leaders.len()).all(|r| leaders[r] == r - r % local_size);
+        let even = leaders.len() == heads.len() * local_size
+            && (0..leaders.len()).all(|r| leaders[r] == r - r % local_size);
         Layout {
             node: heads.iter().position(|&head| head == leader).unwrap_or(0),
             nodes: heads.len(),

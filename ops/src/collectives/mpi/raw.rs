@@ -221,12 +221,14 @@ impl Comm {
             .iter()
             .scan(0usize, |end, &length| Some(count(std::mem::replace(end, *end + length))))
             .collect();
-        let mut all = vec![0u8; lengths.iter().sum()];
+        // One byte more, which is not sent: the address of no bytes is 1, Open MPI's MPI_IN_PLACE.
+        let sent = [mine, &[0]].concat();
+        let mut all = vec![0u8; lengths.iter().sum::<usize>() + 1];
         let mut request = null_request();
-        // SAFETY: `mine` has the length this rank announced, `all` room for all; they and the two
+        // SAFETY: `sent` has the length this rank announced, `all` room for all; they and the two
         // arrays live past the wait below.
         let code = unsafe {
-            let (send, recv, kind) = (mine.as_ptr().cast(), all.as_mut_ptr().cast(), ffi::RSMPI_UINT8_T);
+            let (send, recv, kind) = (sent.as_ptr().cast(), all.as_mut_ptr().cast(), ffi::RSMPI_UINT8_T);
             let (counts, starts) = (counts.as_ptr(), starts.as_ptr());
             let n = count(mine.len());
             ffi::MPI_Iallgatherv(send, n, kind, recv, counts, starts, kind, self.0, &mut request)

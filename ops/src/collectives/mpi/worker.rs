@@ -186,7 +186,9 @@ fn share(
     layout: &Layout,
 ) -> Result<Option<(Shared, usize)>, CommError> {
     let need = |piece_bytes| {
-        layout.local_size * size_of::<f32>() * Grid::shared_numel(piece_bytes, layout.nodes, layout.local_size)
+        layout.local_size
+            * size_of::<f32>()
+            * Grid::shared_numel(piece_bytes, layout.nodes, layout.local_size)
     };
     // Halves the pieces until they fit; half of what is free stays free, for MPI and others.
     let free = machine::free_shared_memory();
