@@ -3,8 +3,7 @@
 
 fn main() {
     println!("cargo:rerun-if-env-changed=LIBTORCH");
-    let libtorch = std::env::var("LIBTORCH").expect(
-        "LIBTORCH is not set; hint: .cargo/config.toml sets it, build from within the repository",
-    );
+    let libtorch = std::env::var("LIBTORCH")
+        .expect("LIBTORCH is not set; hint: .cargo/config.toml sets it, build from within the repository");
     println!("cargo:rustc-link-arg=-Wl,-rpath,$ORIGIN/lib:{libtorch}/lib");
 }

@@ -89,9 +89,9 @@ impl FlatSegment {
         let _ = self.grad.zero_();
     }
 
-    /// Copies the parameters from `values`, `numel` of them.
-    pub fn set_param(&mut self, values: &[f32]) {
-        self.param.copy_(&Tensor::from_slice(values));
+    /// Copies the parameters from `values`, `[numel]`.
+    pub fn set_param(&mut self, values: &Tensor) {
+        self.param.copy_(values);
     }
 }
 
@@ -161,7 +161,7 @@ mod tests {
     fn tensors_see_updates_of_the_flat_parameters() {
         let mut segment = block();
         let values: Vec<f32> = (0..segment.spec().numel).map(|i| i as f32).collect();
-        segment.set_param(&values);
+        segment.set_param(&Tensor::from_slice(&values));
         let offset = segment.spec().tensors[3].offset;
         assert_eq!(segment.tensor(3).double_value(&[5]) as usize, offset + 5);
     }

@@ -1,1 +1,34 @@
-//! trainer
+//! The run: model, engine, checkpoints, metrics, evaluation and generation.
+//!
+//! The loop is [`train`], in `train.rs`. Refuses to know MPI and kernels (both are `ops`'), text and
+//! shards (`dataloader`'s), and how ranks are started (the launcher's).
+
+mod train;
+
+mod engine;
+mod evaluation;
+mod model;
+mod optimizer;
+mod stop;
+mod timing;
+
+pub mod checkpoint;
+mod run;
+pub mod run_folder;
+mod saving;
+
+mod log;
+mod metrics;
+mod report;
+
+mod error;
+mod generate;
+
+pub use engine::{GradientStep, MicroBatch};
+pub use error::TrainError;
+pub use generate::{Sampling, generate};
+pub use model::Gpt;
+pub use optimizer::Optimizer;
+pub use stop::StopFlag;
+pub use timing::{Phase, PhaseSeconds, Timing};
+pub use train::train;

@@ -1,2 +1,65 @@
-//! bin
-fn main() {}
+//! `phalanx-rank`: what MPI starts, one process per rank. Parses, joins the others, runs, and turns
+//! the outcome into an exit code.
+#![allow(clippy::print_stderr)] // before the logger is there, and for the last word of a failed rank
+
+use clap::{Parser, Subcommand};
+use configs::{Exit, RunConfig};
+use ops::collectives::{Communicator, abort_on_panic};
+use std::path::PathBuf;
+use std::time::Duration;
+use trainer::{StopFlag, TrainError};
+
+/// One rank of a Phalanx run. `phalanx` starts it; so do mpirun and srun.
+#[derive(Parser)]
+#[command(name = "phalanx-rank", version)]
+struct Cli {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    /// Train, or go on with, the run that a configuration describes
+    Train {
+        /// The run's configuration
+        config: PathBuf,
+        /// Set a key over the file: section.key=value
+        #[arg(long = "set", value_name = "KEY=VALUE")]
+        sets: Vec<String>,
+    },
+}
+
+fn main() {
+    let cli = Cli::parse();
+    let comm = ops::collectives::init().unwrap_or_else(|error| {
+        eprintln!("error: {error}");
+        std::process::exit(Exit::UserError.code());
+    });
+    abort_on_panic(&*comm);
+    let outcome = match &cli.command {
+        Command::Train { config, sets } => train(config, sets, &*comm),
+    };
+    match outcome {
+        Ok(exit) => match comm.finalize() {
+            Ok(()) => std::process::exit(exit.code()),
+            Err(error) => {
+                eprintln!("error: {error}");
+                std::process::exit(Exit::Failed.code());
+            }
+        },
+        Err(error) => {
+            // What is wrong for everybody is told once: rank 0 ends the others before they speak.
+            if error.exit() == Exit::UserError && comm.rank() != 0 {
+                std::thread::sleep(Duration::from_secs(2));
+            }
+            comm.abort(error.exit().code(), &error.to_string())
+        }
+    }
+}
+
+fn train(config: &std::path::Path, sets: &[String], comm: &dyn Communicator) -> Result<Exit, TrainError> {
+    let stop = StopFlag::on_signals().map_err(TrainError::io("signal handlers"))?;
+    let config: RunConfig = configs::load(config, sets, &dataloader::vocab_size)?;
+    ops::device::configure_process(config.parallel.threads);
+    trainer::train(&config, comm, &stop)
+}

@@ -1,0 +1,117 @@
+//! How a step's gradient comes about: forward and backward segment by segment, each segment's flat
+//! gradient leaving for the other ranks as soon as its last backward returns.
+//! Knows the model's segments and the communicator; knows no schedule, no files and no metrics.
+
+use crate::error::TrainError;
+use crate::model::Gpt;
+use crate::timing::{Phase, Timing};
+use ops::collectives::{Communicator, Operation, Pending};
+use tch::{Device, Tensor};
+
+/// One pass's tokens: `inputs` and `targets`, `[B, T]` i64 each.
+#[derive(Debug)]
+pub struct MicroBatch {
+    /// What the model reads.
+    pub inputs: Tensor,
+    /// What it must predict: the inputs, one position on.
+    pub targets: Tensor,
+}
+
+impl MicroBatch {
+    /// From rows of T + 1 consecutive tokens.
+    pub fn from_rows(tokens: &[i64], row_len: usize, device: Device) -> MicroBatch {
+        let rows = Tensor::from_slice(tokens).view([-1, row_len as i64]).to_device(device);
+        let t = row_len as i64 - 1;
+        MicroBatch { inputs: rows.narrow(1, 0, t).contiguous(), targets: rows.narrow(1, 1, t).contiguous() }
+    }
+}
+
+/// A step's gradient in the making.
+pub struct GradientStep<'a> {
+    model: &'a Gpt,
+    comm: &'a dyn Communicator,
+    timing: &'a mut Timing,
+    in_flight: Vec<Pending>,
+}
+
+impl<'a> GradientStep<'a> {
+    /// A step whose gradient starts at zero.
+    pub fn begin(model: &'a mut Gpt, comm: &'a dyn Communicator, timing: &'a mut Timing) -> GradientStep<'a> {
+        model.segments_mut().iter_mut().for_each(ops::FlatSegment::zero_grad);
+        GradientStep { model, comm, timing, in_flight: Vec::new() }
+    }
+
+    /// Adds the gradient of the micro-batch's summed loss times `scale`, and returns that sum in nats.
+    /// With `last`, each segment's gradient leaves once it is complete.
+    ///
+    /// # Errors
+    /// What libtorch or the communicator says.
+    pub fn add(&mut self, batch: &MicroBatch, scale: f64, last: bool) -> Result<f64, TrainError> {
+        let model = self.model;
+        let n_layer = model.config().n_layer;
+
+        // Forward. Each segment is differentiated by autograd inside, by this function outside: its
+        // input is a leaf, so that the graph ends at the segment's edge.
+        let started = self.timing.now();
+        let leaf = |x: Tensor| x.detach().set_requires_grad(true);
+        let mut inputs = vec![leaf(tch::no_grad(|| model.embed(&batch.inputs)))];
+        let mut outputs = Vec::with_capacity(n_layer);
+        for layer in 0..n_layer {
+            outputs.push(model.block(layer, &inputs[layer]));
+            inputs.push(leaf(outputs[layer].shallow_clone()));
+        }
+        let hidden = model.final_norm(&inputs[n_layer]);
+        let started = self.timing.add(Phase::Forward, started);
+
+        // Backward, last segment first.
+        let (loss, hidden_grad) = tch::no_grad(|| {
+            let rows = hidden.view([-1, model.config().n_embd as i64]);
+            model.head().loss_and_grad(&rows, &batch.targets.view([-1]), model.head_grad(), scale)
+        });
+        ops::backward(&hidden, &hidden_grad.view_as(&hidden))?;
+        self.leave(last, model.norm_segment())?;
+        for layer in (0..n_layer).rev() {
+            let grad = inputs.pop().map(|input| input.grad()).expect("one input per segment");
+            let output = outputs.pop().expect("one output per block");
+            ops::backward(&output, &grad)?;
+            self.leave(last, model.block_segment(layer))?;
+        }
+        tch::no_grad(|| model.embed_backward(&batch.inputs, &inputs[0].grad()));
+        self.leave(last, 1)?;
+        self.leave(last, 0)?; // tied: complete only now
+        self.timing.add(Phase::Backward, started);
+        Ok(loss)
+    }
+
+    /// Runs `body` on the step's clock, under `phase`.
+    pub fn time<T>(&mut self, phase: Phase, body: impl FnOnce() -> T) -> T {
+        let started = self.timing.now();
+        let result = body();
+        self.timing.add(phase, started);
+        result
+    }
+
+    fn leave(&mut self, last: bool, segment: usize) -> Result<(), TrainError> {
+        if last {
+            let gradient = self.model.segments()[segment].grad();
+            self.in_flight.push(self.comm.start(Operation::AllReduce, gradient)?);
+        }
+        Ok(())
+    }
+
+    /// Waits until every segment's gradient is the sum over all ranks, and returns its global L2 norm.
+    ///
+    /// # Errors
+    /// A failed collective.
+    pub fn finish(self) -> Result<f64, TrainError> {
+        let started = self.timing.now();
+        self.in_flight.into_iter().try_for_each(Pending::wait)?;
+        let started = self.timing.add(Phase::Reduce, started);
+        let mut sum = 0.0;
+        for segment in self.model.segments() {
+            sum += ops::sum_squares(segment.grad())?;
+        }
+        self.timing.add(Phase::Optimizer, started);
+        Ok(sum.sqrt())
+    }
+}

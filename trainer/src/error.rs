@@ -1,0 +1,118 @@
+//! What can end a run, and with which exit code.
+
+use crate::checkpoint::CheckpointError;
+use crate::run_folder::FileError;
+use configs::{BatchError, ConfigError, Exit};
+use dataloader::DataError;
+use ops::OpsError;
+use ops::collectives::CommError;
+use std::io;
+use std::path::PathBuf;
+
+/// Why a run cannot start or go on.
+#[derive(Debug, thiserror::Error)]
+pub enum TrainError {
+    /// The configuration cannot be used.
+    #[error(transparent)]
+    Config(#[from] ConfigError),
+    /// The ranks cannot share the batch evenly.
+    #[error(transparent)]
+    Batch(#[from] BatchError),
+    /// The data cannot be used.
+    #[error(transparent)]
+    Data(#[from] DataError),
+    /// The configuration's vocabulary is smaller than the data's.
+    #[error(
+        "model.vocab_size = {model}, but {} has {data} different tokens\n\
+         hint: leave model.vocab_size out, or set it to at least {data}", folder.display()
+    )]
+    Vocabulary {
+        /// As configured.
+        model: usize,
+        /// As the data's tokenizer has it.
+        data: usize,
+        /// The data.
+        folder: PathBuf,
+    },
+    /// The run was made with something else that may not change.
+    #[error(
+        "{} was made with another configuration:\n  {}\n\
+         hint: set these back to go on, or start over with --fresh (the old run is moved aside)",
+        checkpoint.display(), differences.join("\n  ")
+    )]
+    Fixed {
+        /// The checkpoint.
+        checkpoint: PathBuf,
+        /// One line each.
+        differences: Vec<String>,
+    },
+    /// The loss or the gradient is no number; every rank stops before the update.
+    #[error(
+        "step {step}: loss {loss}, gradient norm {grad_norm}: not finite, no rank made the update\n\
+         hint: the samples were {first_sample}..{end_sample}; the same step would fail again, so look at \
+         the learning rate and at these samples"
+    )]
+    NotFinite {
+        /// The update that was not made.
+        step: u64,
+        /// Its loss.
+        loss: f64,
+        /// Its gradient norm.
+        grad_norm: f64,
+        /// First sample of the step.
+        first_sample: u64,
+        /// One past its last sample.
+        end_sample: u64,
+    },
+    /// A native operation failed.
+    #[error(transparent)]
+    Ops(#[from] OpsError),
+    /// A collective failed.
+    #[error(transparent)]
+    Comm(#[from] CommError),
+    /// A checkpoint cannot be written or read.
+    #[error(transparent)]
+    Checkpoint(#[from] CheckpointError),
+    /// The run folder cannot be used.
+    #[error(transparent)]
+    Folder(#[from] FileError),
+    /// A file of the run folder cannot be written or read.
+    #[error("{}: {source}", path.display())]
+    Io {
+        /// The file.
+        path: PathBuf,
+        /// Why.
+        source: io::Error,
+    },
+}
+
+impl TrainError {
+    /// Names the file of an I/O error.
+    pub fn io(path: impl Into<PathBuf>) -> impl FnOnce(io::Error) -> TrainError {
+        let path = path.into();
+        move |source| TrainError::Io { path, source }
+    }
+
+    /// The exit code: whether the user must change something, or a retry may help.
+    pub fn exit(&self) -> Exit {
+        match self {
+            TrainError::Config(_)
+            | TrainError::Batch(_)
+            | TrainError::Data(_)
+            | TrainError::Vocabulary { .. }
+            | TrainError::Fixed { .. }
+            | TrainError::NotFinite { .. }
+            | TrainError::Checkpoint(
+                CheckpointError::NoneGood { .. }
+                | CheckpointError::Layout { .. }
+                | CheckpointError::Damaged { .. },
+            )
+            | TrainError::Ops(OpsError::NoCuda { .. }) => Exit::UserError,
+            TrainError::Ops(_)
+            | TrainError::Comm(_)
+            | TrainError::Checkpoint(_)
+            | TrainError::Folder(_)
+            | TrainError::Io { .. } => Exit::Failed,
+        }
+    }
+}

@@ -1,0 +1,265 @@
+//! What a run reports: one definition of each number, from which come the terminal's lines and
+//! `metrics.jsonl`. Rank 0 writes; on the others everything here does nothing.
+
+use crate::timing::PhaseSeconds;
+use serde::{Serialize, Serializer};
+use std::fs::File;
+use std::io::{self, Read, Seek, SeekFrom, Write};
+use std::path::Path;
+use std::time::Duration;
+
+/// One line of `metrics.jsonl`.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+#[serde(tag = "kind", rename_all = "snake_case")]
+pub(crate) enum Event {
+    /// A start of the run, fresh or from a checkpoint. Steps after `step` that stand above it were
+    /// lost and are done again.
+    Start(StartReport),
+    /// An optimizer update.
+    Step(StepReport),
+    /// A validation.
+    Eval(EvalReport),
+    /// A checkpoint that is complete on disk.
+    Checkpoint(CheckpointReport),
+    /// The end of the run.
+    Summary(SummaryReport),
+}
+
+/// A start of the run.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub(crate) struct StartReport {
+    /// Updates done before.
+    pub(crate) step: u64,
+    /// Which start of this run it is, from 1.
+    pub(crate) generation: u64,
+    /// Ranks.
+    pub(crate) world_size: usize,
+    /// Trained parameters.
+    pub(crate) parameters: u64,
+    /// Matrix rate of all ranks together, measured at the start, in FLOP/s: what MFU is a share of.
+    pub(crate) peak_flops: f64,
+}
+
+/// One optimizer update, over all ranks.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub(crate) struct StepReport {
+    /// Updates done, this one included.
+    pub(crate) step: u64,
+    /// Tokens seen by then.
+    pub(crate) tokens: u64,
+    /// The number of its first sample in the run's order.
+    pub(crate) first_sample: u64,
+    /// Mean over all targets of the step, nats.
+    #[serde(serialize_with = "float")]
+    pub(crate) loss: f64,
+    /// Learning rate of this update.
+    #[serde(serialize_with = "float")]
+    pub(crate) lr: f64,
+    /// Global L2 norm of the gradient, before clipping.
+    #[serde(serialize_with = "float")]
+    pub(crate) grad_norm: f64,
+    /// Tokens per second of this step, over all ranks, validation and saving left out.
+    #[serde(serialize_with = "float")]
+    pub(crate) tokens_per_second: f64,
+    /// Model FLOPs utilisation: matrix FLOPs of the model over the measured matrix rate.
+    #[serde(serialize_with = "float")]
+    pub(crate) mfu: f64,
+    /// Seconds of this step.
+    pub(crate) seconds: f64,
+    /// Where they went, on rank 0.
+    pub(crate) phases: PhaseSeconds,
+}
+
+/// A validation, over all ranks, each token once.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub(crate) struct EvalReport {
+    /// Updates done before it.
+    pub(crate) step: u64,
+    /// Mean over all targets, nats.
+    #[serde(serialize_with = "float")]
+    pub(crate) val_loss: f64,
+    /// The same in bits per byte of source text.
+    #[serde(serialize_with = "float")]
+    pub(crate) bits_per_byte: f64,
+    /// Targets.
+    pub(crate) targets: u64,
+    /// Seconds it took.
+    pub(crate) seconds: f64,
+}
+
+/// A checkpoint that is complete on disk.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub(crate) struct CheckpointReport {
+    /// Updates that it holds.
+    pub(crate) step: u64,
+    /// Folder, relative to the run folder.
+    pub(crate) folder: String,
+    /// From the snapshot to the rename.
+    pub(crate) seconds: f64,
+}
+
+/// The end of a run.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub(crate) struct SummaryReport {
+    /// Updates done.
+    pub(crate) step: u64,
+    /// Tokens seen.
+    pub(crate) tokens: u64,
+    /// The first validation of this start.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) first_eval: Option<EvalReport>,
+    /// The last one.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) last_eval: Option<EvalReport>,
+    /// Mean rate of this start, without its first step, validation and saving.
+    #[serde(serialize_with = "float")]
+    pub(crate) tokens_per_second: f64,
+}
+
+/// Finite numbers as JSON numbers that read back bit for bit, others as "nan", "inf" or "-inf".
+fn float<S: Serializer>(value: &f64, serializer: S) -> Result<S::Ok, S::Error> {
+    if value.is_finite() {
+        serializer.serialize_f64(*value)
+    } else if value.is_nan() {
+        serializer.serialize_str("nan")
+    } else if *value > 0.0 {
+        serializer.serialize_str("inf")
+    } else {
+        serializer.serialize_str("-inf")
+    }
+}
+
+/// Where reports go.
+#[derive(Debug)]
+pub(crate) struct Metrics {
+    file: Option<File>,
+}
+
+impl Metrics {
+    /// Appends to the file, on rank 0. Half a line that a killed run left at its end is cut off.
+    ///
+    /// # Errors
+    /// The file cannot be opened or cut.
+    pub(crate) fn open(path: &Path, rank: usize) -> io::Result<Metrics> {
+        if rank != 0 {
+            return Ok(Metrics { file: None });
+        }
+        let mut file = File::options().create(true).truncate(false).read(true).write(true).open(path)?;
+        let mut bytes = Vec::new();
+        file.read_to_end(&mut bytes)?;
+        let whole = bytes.iter().rposition(|&byte| byte == b'\n').map_or(0, |end| end + 1) as u64;
+        file.set_len(whole)?;
+        file.seek(SeekFrom::Start(whole))?;
+        Ok(Metrics { file: Some(file) })
+    }
+
+    /// Writes one event, whole.
+    ///
+    /// # Errors
+    /// The disk refuses.
+    pub(crate) fn write(&mut self, event: &Event) -> io::Result<()> {
+        let Some(file) = &mut self.file else { return Ok(()) };
+        let mut line = serde_json::to_vec(event)?;
+        line.push(b'\n');
+        file.write_all(&line)
+    }
+}
+
+/// Step times of one start, for rates and the time left.
+#[derive(Debug, Default)]
+pub(crate) struct Pace {
+    steps: u64,
+    seconds: f64,
+}
+
+impl Pace {
+    /// Notes a step. The first one of a start allocates and is left out.
+    pub(crate) fn note(&mut self, seconds: f64) {
+        self.steps += 1;
+        if self.steps > 1 {
+            self.seconds += seconds;
+        }
+    }
+
+    /// Mean seconds of a step, once there is one to judge by.
+    pub(crate) fn seconds_per_step(&self) -> Option<f64> {
+        (self.steps > 1).then(|| self.seconds / (self.steps - 1) as f64)
+    }
+}
+
+/// The line that a terminal shows for a step.
+pub(crate) fn step_line(report: &StepReport, max_steps: u64, pace: &Pace) -> String {
+    let left = match pace.seconds_per_step() {
+        Some(seconds) => {
+            clock(Duration::from_secs_f64(seconds * max_steps.saturating_sub(report.step) as f64))
+        }
+        None => "?".to_string(),
+    };
+    format!(
+        "step {}/{max_steps} | loss {:.4} | norm {:.3} | lr {:.2e} | {:.0} tokens/s | MFU {:.1} % | ETA {left}",
+        report.step,
+        report.loss,
+        report.grad_norm,
+        report.lr,
+        report.tokens_per_second,
+        100.0 * report.mfu,
+    )
+}
+
+/// A duration as people read it: `42s`, `3m12s`, `2h05m`, `3d04h`.
+pub(crate) fn clock(duration: Duration) -> String {
+    let seconds = duration.as_secs();
+    match seconds {
+        0..60 => format!("{seconds}s"),
+        60..3600 => format!("{}m{:02}s", seconds / 60, seconds % 60),
+        3600..86_400 => format!("{}h{:02}m", seconds / 3600, seconds % 3600 / 60),
+        _ => format!("{}d{:02}h", seconds / 86_400, seconds % 86_400 / 3600),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn eval(val_loss: f64) -> Event {
+        Event::Eval(EvalReport { step: 3, val_loss, bits_per_byte: val_loss, targets: 7, seconds: 0.5 })
+    }
+
+    #[test]
+    fn floats_read_back_bit_for_bit_and_others_are_words() {
+        let value = 0.1f64 + 0.2;
+        let line = serde_json::to_string(&eval(value)).unwrap();
+        let read: serde_json::Value = serde_json::from_str(&line).unwrap();
+        assert_eq!(read["val_loss"].as_f64().unwrap().to_bits(), value.to_bits());
+        assert_eq!(read["kind"], "eval");
+        for (value, word) in [(f64::NAN, "nan"), (f64::INFINITY, "inf"), (f64::NEG_INFINITY, "-inf")] {
+            let read: serde_json::Value = serde_json::to_value(eval(value)).unwrap();
+            assert_eq!(read["val_loss"], word);
+        }
+    }
+
+    #[test]
+    fn half_a_line_left_by_a_killed_run_is_cut_off() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("metrics.jsonl");
+        std::fs::write(&path, "{\"kind\":\"start\"}\n{\"kind\":\"st").unwrap();
+        Metrics::open(&path, 0).unwrap().write(&eval(1.0)).unwrap();
+        let text = std::fs::read_to_string(&path).unwrap();
+        assert!(text.lines().all(|line| serde_json::from_str::<serde_json::Value>(line).is_ok()), "{text}");
+        assert_eq!(text.lines().count(), 2);
+    }
+
+    #[test]
+    fn other_ranks_write_nothing() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("metrics.jsonl");
+        Metrics::open(&path, 1).unwrap().write(&eval(1.0)).unwrap();
+        assert!(!path.exists());
+    }
+
+    #[test]
+    fn durations_read_like_a_clock() {
+        let read = |seconds| clock(Duration::from_secs(seconds));
+        assert_eq!([read(42), read(192), read(7500), read(273_600)], ["42s", "3m12s", "2h05m", "3d04h"]);
+    }
+}

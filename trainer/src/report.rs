@@ -1,0 +1,103 @@
+//! Who is told what: each report goes to `metrics.jsonl` and, as a line, to the terminal.
+
+use crate::error::TrainError;
+use crate::metrics::{
+    CheckpointReport, EvalReport, Event, Metrics, Pace, StartReport, StepReport, SummaryReport, step_line,
+};
+use configs::RunConfig;
+use std::path::{Path, PathBuf};
+use tracing::info;
+
+/// Tells of a run. On ranks other than 0 only their own log file hears of it.
+#[derive(Debug)]
+pub(crate) struct Reporter {
+    metrics: Metrics,
+    path: PathBuf,
+    every_steps: u64,
+    max_steps: u64,
+    tokens_per_step: f64,
+    pace: Pace,
+    evals: Option<(EvalReport, EvalReport)>,
+}
+
+impl Reporter {
+    /// Appends to the run's `metrics.jsonl`.
+    ///
+    /// # Errors
+    /// The file cannot be opened.
+    pub(crate) fn open(path: &Path, config: &RunConfig, rank: usize) -> Result<Reporter, TrainError> {
+        Ok(Reporter {
+            metrics: Metrics::open(path, rank).map_err(TrainError::io(path))?,
+            path: path.to_path_buf(),
+            every_steps: config.metrics.every_steps,
+            max_steps: config.max_steps(),
+            tokens_per_step: config.batch.global_batch_tokens as f64,
+            pace: Pace::default(),
+            evals: None,
+        })
+    }
+
+    fn write(&mut self, event: Event) -> Result<(), TrainError> {
+        self.metrics.write(&event).map_err(TrainError::io(&self.path))
+    }
+
+    /// A start of the run.
+    pub(crate) fn start(&mut self, report: StartReport) -> Result<(), TrainError> {
+        info!(
+            "{} million parameters, {} ranks, {:.0} GFLOP/s of matrix products",
+            report.parameters as f64 / 1e6,
+            report.world_size,
+            report.peak_flops / 1e9,
+        );
+        self.write(Event::Start(report))
+    }
+
+    /// A step; every `metrics.every_steps`-th is told, and the last.
+    pub(crate) fn step(&mut self, report: StepReport) -> Result<(), TrainError> {
+        self.pace.note(report.seconds);
+        if report.step.is_multiple_of(self.every_steps) || report.step == self.max_steps {
+            info!("{}", step_line(&report, self.max_steps, &self.pace));
+            self.write(Event::Step(report))?;
+        }
+        Ok(())
+    }
+
+    /// A validation.
+    pub(crate) fn eval(&mut self, report: EvalReport) -> Result<(), TrainError> {
+        info!(
+            "validation after {} steps: loss {:.4}, {:.4} bits per byte ({} targets, {:.1} s)",
+            report.step, report.val_loss, report.bits_per_byte, report.targets, report.seconds,
+        );
+        let first = self.evals.take().map_or_else(|| report.clone(), |(first, _)| first);
+        self.evals = Some((first, report.clone()));
+        self.write(Event::Eval(report))
+    }
+
+    /// A checkpoint that is complete.
+    pub(crate) fn checkpoint(&mut self, report: CheckpointReport) -> Result<(), TrainError> {
+        info!("checkpoint {} is complete ({:.1} s)", report.folder, report.seconds);
+        self.write(Event::Checkpoint(report))
+    }
+
+    /// The end of the run, after `step` updates.
+    pub(crate) fn finish(&mut self, step: u64, dir: &Path) -> Result<(), TrainError> {
+        let (first_eval, last_eval) = self.evals.take().unzip();
+        let tokens_per_second =
+            self.pace.seconds_per_step().map_or(0.0, |seconds| self.tokens_per_step / seconds);
+        if let (Some(first), Some(last)) = (&first_eval, &last_eval) {
+            info!(
+                "done: validation loss {:.4} -> {:.4}, {:.3} -> {:.3} bits per byte, {tokens_per_second:.0} tokens/s, \
+                 run in {}",
+                first.val_loss,
+                last.val_loss,
+                first.bits_per_byte,
+                last.bits_per_byte,
+                dir.display(),
+            );
+        } else {
+            info!("done: {step} steps, {tokens_per_second:.0} tokens/s, run in {}", dir.display());
+        }
+        let tokens = step * self.tokens_per_step as u64;
+        self.write(Event::Summary(SummaryReport { step, tokens, first_eval, last_eval, tokens_per_second }))
+    }
+}

@@ -1,0 +1,268 @@
+//! A run's parts, opened in order and closed in order: data, folder, checkpoints, reports.
+//! The loop in `train` uses them; nothing here computes a gradient.
+
+use crate::checkpoint::{CheckpointError, Checkpoints, Loaded, Publisher, StateKind, TrainState};
+use crate::error::TrainError;
+use crate::evaluation::Validation;
+use crate::generate::{Sampling, generate};
+use crate::log;
+use crate::metrics::StartReport;
+use crate::model::Gpt;
+use crate::optimizer::Optimizer;
+use crate::report::Reporter;
+use crate::run_folder::RunFolder;
+use crate::saving::{Progress, Saver};
+use configs::{BatchPlan, Exit, RunConfig};
+use dataloader::{DataSet, Samples, Tokenizer};
+use ops::collectives::Communicator;
+use tch::{Device, Tensor};
+use tracing::{info, warn};
+
+/// What a run writes of its own at the end.
+const SAMPLE: Sampling = Sampling { temperature: 0.7, top_k: 50, n_tokens: 500, seed: 1 };
+
+/// The open parts of a run.
+pub(crate) struct Run<'a> {
+    /// As resolved.
+    pub(crate) config: &'a RunConfig,
+    /// The other ranks.
+    pub(crate) comm: &'a dyn Communicator,
+    /// Where tensors live.
+    pub(crate) device: Device,
+    /// How a step falls on the ranks.
+    pub(crate) plan: BatchPlan,
+    /// The training data in the run's order.
+    pub(crate) samples: Samples,
+    /// Checkpoints to come.
+    pub(crate) saver: Saver<'a>,
+    /// Who is told.
+    pub(crate) reporter: Reporter,
+    /// Matrix rate of all ranks together, FLOP/s.
+    pub(crate) peak_flops: f64,
+    folder: RunFolder,
+    generation: u64,
+    resume: Option<Loaded>,
+    tokenizer: Tokenizer,
+}
+
+impl<'a> Run<'a> {
+    /// Opens the data and the run folder, and claims this start of the run. Collective.
+    ///
+    /// # Errors
+    /// What the user must change, and what the system refuses.
+    pub(crate) fn open(
+        config: &'a RunConfig,
+        comm: &'a dyn Communicator,
+        validation: Option<&Validation>,
+    ) -> Result<Run<'a>, TrainError> {
+        let device = ops::device::select(config.parallel.device)?;
+        let plan = config.batch_plan(comm.world_size())?;
+        let data = DataSet::open(&config.data.train)?;
+        check_vocabulary(config, &data)?;
+        let (tokenizer, digest) = (*data.tokenizer(), data.digest());
+        let samples = Samples::open(data, config.model.seq_len, config.run.seed)?;
+
+        let template = TrainState {
+            step: 0,
+            samples: 0,
+            tokens: 0,
+            config: config.to_toml(),
+            train_digest: hex(&digest),
+            val_digest: validation.map(|validation| hex(&validation.digest())),
+            tokenizer: tokenizer.id().to_string(),
+            segments: configs::segments(&config.model),
+        };
+
+        let folder = RunFolder::open(&config.run.dir)?;
+        let log_path = folder.log_path(comm.rank());
+        log::start(comm.rank(), &log_path).map_err(TrainError::io(&log_path))?;
+        // Looked at before the run is claimed: a start that is refused takes nothing from one that runs.
+        let resume = newest_good(&folder, comm)?;
+        if let Some(loaded) = &resume {
+            check_same_run(config, &template, loaded)?;
+        }
+        let generation = claim(&folder, config, comm)?;
+        let saver = Saver::new(comm, &folder, generation, config.checkpoint.keep_last, template);
+        let reporter = Reporter::open(&folder.metrics_path(), config, comm.rank())?;
+        let mut peak = [ops::device::matrix_peak(device)];
+        comm.all_reduce_f64(&mut peak)?;
+        let [peak_flops] = peak;
+        Ok(Run {
+            config,
+            comm,
+            device,
+            plan,
+            samples,
+            saver,
+            reporter,
+            peak_flops,
+            folder,
+            generation,
+            resume,
+            tokenizer,
+        })
+    }
+
+    /// Fills model and optimizer from the newest good checkpoint, or with their initial values, and
+    /// tells of the start. Collective: afterwards every rank holds the same.
+    ///
+    /// # Errors
+    /// A checkpoint of another run, or none that is good.
+    pub(crate) fn restore(
+        &mut self,
+        model: &mut Gpt,
+        optimizer: &mut Optimizer,
+    ) -> Result<Progress, TrainError> {
+        let progress = match self.resume.take() {
+            Some(loaded) => {
+                load(&loaded, model, optimizer)?;
+                let state = loaded.state();
+                self.saver.resumed_at(state.step);
+                info!("going on from {} at step {}", loaded.folder().display(), state.step);
+                Progress { step: state.step, samples: state.samples }
+            }
+            None => {
+                model.init(self.config.run.seed);
+                Progress::default()
+            }
+        };
+        for segment in model.segments() {
+            self.comm.broadcast(segment.param(), 0)?;
+        }
+        self.reporter.start(StartReport {
+            step: progress.step,
+            generation: self.generation,
+            world_size: self.comm.world_size(),
+            parameters: self.config.model.parameters(),
+            peak_flops: self.peak_flops,
+        })?;
+        Ok(progress)
+    }
+
+    /// Ends a start that has nothing left to do.
+    pub(crate) fn already_finished(&self, progress: &Progress) -> Exit {
+        info!(
+            "this run is finished: {} of {} steps are done (in {})\n\
+             hint: raise schedule.max_steps to go on, or start over with --fresh",
+            progress.step,
+            self.config.max_steps(),
+            self.folder.dir().display(),
+        );
+        Exit::Done
+    }
+
+    /// Lets the model write, and tells of the end.
+    ///
+    /// # Errors
+    /// A file that cannot be written.
+    pub(crate) fn finish(
+        &mut self,
+        progress: &Progress,
+        model: &Gpt,
+        exit: Exit,
+    ) -> Result<Exit, TrainError> {
+        if exit == Exit::Stopped {
+            info!("stopped after step {}, with a checkpoint; the same command goes on", progress.step);
+            return Ok(exit);
+        }
+        if self.comm.rank() == 0 {
+            self.write_sample(model)?;
+        }
+        self.reporter.finish(progress.step, self.folder.dir())?;
+        Ok(exit)
+    }
+
+    fn write_sample(&self, model: &Gpt) -> Result<(), TrainError> {
+        let mut prompt = Vec::new();
+        self.tokenizer.encode(b"\n", &mut prompt);
+        let prompt: Vec<i64> = prompt.into_iter().map(i64::from).collect();
+        let tokens = generate(model, &prompt, SAMPLE);
+        let tokens: Vec<u32> = tokens.into_iter().map(|token| token as u32).collect();
+        let bytes = self.tokenizer.decode(&tokens);
+        let path = self.folder.sample_path();
+        std::fs::write(&path, &bytes).map_err(TrainError::io(&path))?;
+        info!("the model writes ({}):\n{}", path.display(), String::from_utf8_lossy(&bytes));
+        Ok(())
+    }
+}
+
+/// The checkpoint to go on from. Rank 0 proves every byte of it and tells the others which one it is.
+fn newest_good(folder: &RunFolder, comm: &dyn Communicator) -> Result<Option<Loaded>, TrainError> {
+    let checkpoints = Checkpoints::open(folder.dir());
+    let mut step = Vec::new();
+    if comm.rank() == 0
+        && let Some(loaded) = checkpoints.newest_good()?
+    {
+        for damaged in loaded.skipped() {
+            warn!("{damaged}; using an earlier one");
+        }
+        step = loaded.state().step.to_le_bytes().to_vec();
+    }
+    comm.broadcast_bytes(&mut step, 0)?;
+    let step = step.try_into().ok().map(u64::from_le_bytes);
+    Ok(step.map(|step| checkpoints.read(step)).transpose()?)
+}
+
+/// Refuses to go on with something else than what the checkpoint was made with.
+fn check_same_run(config: &RunConfig, now: &TrainState, loaded: &Loaded) -> Result<(), TrainError> {
+    let then = loaded.state();
+    let mut differences = match configs::parse(&then.config) {
+        Ok(earlier) => config.fixed_differences(&earlier),
+        Err(why) => vec![format!("its configuration cannot be read here: {why}")],
+    };
+    let mut compare = |key: &str, now: &str, then: &str| {
+        if now != then {
+            differences.push(format!("{key} has the digest {now}, the checkpoint was made with {then}"));
+        }
+    };
+    compare("data.train", &now.train_digest, &then.train_digest);
+    if let (Some(now), Some(then)) = (&now.val_digest, &then.val_digest) {
+        compare("data.val", now, then);
+    }
+    if !differences.is_empty() {
+        return Err(TrainError::Fixed { checkpoint: loaded.folder().to_path_buf(), differences });
+    }
+    Ok(loaded.check_layout(&now.segments)?)
+}
+
+/// Rank 0 claims the next generation, clears what earlier ones left unfinished, writes down what is
+/// run, and tells the others.
+fn claim(folder: &RunFolder, config: &RunConfig, comm: &dyn Communicator) -> Result<u64, TrainError> {
+    let mut generation = Vec::new();
+    if comm.rank() == 0 {
+        let claimed = folder.claim_generation()?;
+        Publisher::new(folder, claimed).clear_unfinished()?;
+        folder.write_config(&config.to_toml())?;
+        generation = claimed.to_le_bytes().to_vec();
+    }
+    comm.broadcast_bytes(&mut generation, 0)?;
+    let claimed = generation.try_into().map(u64::from_le_bytes);
+    Ok(claimed.expect("rank 0 sends eight bytes"))
+}
+
+fn check_vocabulary(config: &RunConfig, data: &DataSet) -> Result<(), TrainError> {
+    let (model, data_size) = (config.model.vocab_size, data.vocab_size());
+    if model < data_size {
+        return Err(TrainError::Vocabulary { model, data: data_size, folder: config.data.train.clone() });
+    }
+    Ok(())
+}
+
+fn load(loaded: &Loaded, model: &mut Gpt, optimizer: &mut Optimizer) -> Result<(), CheckpointError> {
+    for (segment, moments) in model.segments_mut().iter_mut().zip(optimizer.moments_mut()) {
+        let spec = segment.spec().clone();
+        let read = |kind: StateKind| -> Result<Tensor, CheckpointError> {
+            let mut values = vec![0f32; spec.numel];
+            loaded.fill(&spec.name, kind, &mut values)?;
+            Ok(Tensor::from_slice(&values))
+        };
+        segment.set_param(&read(StateKind::Param)?);
+        moments.exp_avg.copy_(&read(StateKind::ExpAvg)?);
+        moments.exp_avg_sq.copy_(&read(StateKind::ExpAvgSq)?);
+    }
+    Ok(())
+}
+
+fn hex(bytes: &[u8]) -> String {
+    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
+}

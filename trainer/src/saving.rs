@@ -1,0 +1,246 @@
+//! Saving in the loop: when snapshots are taken, and how the ranks agree that one is complete.
+//! The files themselves are `checkpoint`'s; the agreement travels in the step's one small reduction.
+
+use crate::checkpoint::{
+    CheckpointError, CheckpointWriter, Publisher, Slice, Snapshot, StateKind, TrainState, owned_range,
+    step_folder,
+};
+use crate::error::TrainError;
+use crate::metrics::CheckpointReport;
+use crate::model::Gpt;
+use crate::optimizer::Optimizer;
+use crate::report::Reporter;
+use crate::run_folder::RunFolder;
+use crate::stop::StopFlag;
+use configs::BatchPlan;
+use ops::collectives::Communicator;
+use std::time::Instant;
+use tch::Tensor;
+use tracing::warn;
+
+/// How far a run has come. With the seed and the data it decides every sample to come.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub(crate) struct Progress {
+    /// Updates done.
+    pub(crate) step: u64,
+    /// Samples consumed.
+    pub(crate) samples: u64,
+}
+
+impl Progress {
+    /// Counts one step.
+    pub(crate) fn advance(&mut self, plan: &BatchPlan) {
+        self.step += 1;
+        self.samples += plan.samples_per_step();
+    }
+
+    /// Tokens trained on.
+    pub(crate) fn tokens(&self, plan: &BatchPlan) -> u64 {
+        self.samples * plan.seq_len as u64
+    }
+}
+
+/// What the ranks know of each other after a step's small reduction. The same on every rank.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Agreed {
+    /// Some rank was asked to stop.
+    pub(crate) stop: bool,
+    /// Every rank has ended writing the checkpoint in flight.
+    saved: bool,
+    /// Some rank could not write it.
+    failed: bool,
+}
+
+/// The checkpoints of one start of a run.
+pub(crate) struct Saver<'a> {
+    comm: &'a dyn Communicator,
+    folder: RunFolder,
+    publisher: Publisher,
+    generation: u64,
+    keep_last: usize,
+    template: TrainState,
+    in_flight: Option<InFlight>,
+    last_saved: Option<u64>,
+}
+
+#[derive(Debug)]
+struct InFlight {
+    writer: CheckpointWriter,
+    progress: Progress,
+    started: Instant,
+}
+
+impl<'a> Saver<'a> {
+    /// For the start of the run that claimed `generation`; `template` is the state but for its step.
+    pub(crate) fn new(
+        comm: &'a dyn Communicator,
+        folder: &RunFolder,
+        generation: u64,
+        keep_last: usize,
+        template: TrainState,
+    ) -> Saver<'a> {
+        let publisher = Publisher::new(folder, generation);
+        let folder = folder.clone();
+        Saver { comm, folder, publisher, generation, keep_last, template, in_flight: None, last_saved: None }
+    }
+
+    /// The step's small reduction: the sum of `nats` over the ranks, and what they agree on.
+    ///
+    /// # Errors
+    /// A failed collective.
+    pub(crate) fn agree(&mut self, nats: f64, stop: &StopFlag) -> Result<(f64, Agreed), TrainError> {
+        let flag = |up: bool| f64::from(u8::from(up));
+        let outcome = self.in_flight.as_mut().and_then(|flight| flight.writer.finished());
+        let (ended, failed) = (outcome.is_some(), matches!(outcome, Some(Err(_))));
+        let mut values = [nats, flag(stop.is_raised()), flag(ended), flag(failed)];
+        self.comm.all_reduce_f64(&mut values)?;
+        let [nats, stops, ended, failed] = values;
+        let saved = ended == self.comm.world_size() as f64;
+        Ok((nats, Agreed { stop: stops > 0.0, saved, failed: failed > 0.0 }))
+    }
+
+    /// Publishes the checkpoint in flight if every rank has written it.
+    ///
+    /// # Errors
+    /// Another start of the run has taken over. A disk that refuses is warned of: the run goes on, and
+    /// the checkpoint before stays.
+    pub(crate) fn settle(&mut self, agreed: Agreed, reporter: &mut Reporter) -> Result<(), TrainError> {
+        if !agreed.saved {
+            return Ok(());
+        }
+        let Some(InFlight { writer, progress, started }) = self.in_flight.take() else { return Ok(()) };
+        let step = progress.step;
+        if let Err(error) = writer.wait() {
+            go_on_without(step, error)?;
+        }
+        if self.comm.rank() == 0 {
+            if agreed.failed {
+                warn!("no checkpoint of step {step}: a rank could not write its part");
+                return self.publisher.abandon(step).or_else(|error| go_on_without(step, error));
+            }
+            let state = TrainState {
+                step,
+                samples: progress.samples,
+                tokens: progress.samples * self.tokens_per_sample(),
+                ..self.template.clone()
+            };
+            match self.publisher.publish(&state, self.comm.world_size()) {
+                Ok(_) => {
+                    let folder = format!("checkpoints/{}", step_folder(step));
+                    let seconds = started.elapsed().as_secs_f64();
+                    reporter.checkpoint(CheckpointReport { step, folder, seconds })?;
+                    if let Err(error) = self.publisher.prune(self.keep_last, step) {
+                        warn_unless_superseded("old checkpoints stay", error)?;
+                    }
+                }
+                Err(error) => go_on_without(step, error)?,
+            }
+        }
+        Ok(())
+    }
+
+    /// Notes that the checkpoint of this step is on disk already.
+    pub(crate) fn resumed_at(&mut self, step: u64) {
+        self.last_saved = Some(step);
+    }
+
+    fn tokens_per_sample(&self) -> u64 {
+        // The position embedding has one row for each token of a sample.
+        self.template.segments[1].tensors[0].shape[0] as u64
+    }
+
+    /// Takes a snapshot and starts to write it. Collective; waits for one that is still being written.
+    ///
+    /// # Errors
+    /// As [`Saver::settle`], and a failed collective.
+    pub(crate) fn save(
+        &mut self,
+        progress: &Progress,
+        model: &Gpt,
+        optimizer: &Optimizer,
+        reporter: &mut Reporter,
+    ) -> Result<(), TrainError> {
+        self.complete(reporter)?;
+        let mut refused = [0.0];
+        if self.comm.rank() == 0
+            && let Err(error) = self.publisher.prepare(progress.step, &self.template.segments)
+        {
+            go_on_without(progress.step, error)?;
+            refused = [1.0];
+        }
+        self.comm.all_reduce_f64(&mut refused)?; // also the barrier: nobody writes before the folder is there
+        if refused == [0.0] {
+            let started = Instant::now();
+            let writer = CheckpointWriter::start(&self.folder, self.snapshot(progress, model, optimizer));
+            self.in_flight = Some(InFlight { writer, progress: *progress, started });
+            self.last_saved = Some(progress.step);
+        }
+        Ok(())
+    }
+
+    /// Saves the end of a run, unless that step is saved already, and waits until it is complete.
+    ///
+    /// # Errors
+    /// As [`Saver::save`].
+    pub(crate) fn save_last(
+        &mut self,
+        progress: &Progress,
+        model: &Gpt,
+        optimizer: &Optimizer,
+        reporter: &mut Reporter,
+    ) -> Result<(), TrainError> {
+        if self.last_saved != Some(progress.step) {
+            self.save(progress, model, optimizer, reporter)?;
+        }
+        self.complete(reporter)
+    }
+
+    /// Waits for the checkpoint in flight, on every rank, and publishes it.
+    fn complete(&mut self, reporter: &mut Reporter) -> Result<(), TrainError> {
+        let Some(flight) = &mut self.in_flight else { return Ok(()) };
+        flight.writer.block();
+        let (_, agreed) = self.agree(0.0, &StopFlag::default())?;
+        self.settle(agreed, reporter)
+    }
+
+    /// A copy of what this rank owns.
+    fn snapshot(&self, progress: &Progress, model: &Gpt, optimizer: &Optimizer) -> Snapshot {
+        let (rank, world_size) = (self.comm.rank(), self.comm.world_size());
+        let mut slices = Vec::new();
+        for (segment, moments) in model.segments().iter().zip(optimizer.moments()) {
+            let owned = owned_range(segment.spec().numel, rank, world_size);
+            if owned.is_empty() {
+                continue;
+            }
+            let flats = [
+                (StateKind::Param, segment.param()),
+                (StateKind::ExpAvg, &moments.exp_avg),
+                (StateKind::ExpAvgSq, &moments.exp_avg_sq),
+            ];
+            for (kind, flat) in flats {
+                let values = copy_out(&flat.narrow(0, owned.start as i64, owned.len() as i64));
+                slices.push(Slice { segment: segment.spec().name.clone(), kind, start: owned.start, values });
+            }
+        }
+        Snapshot { step: progress.step, generation: self.generation, rank, world_size, slices }
+    }
+}
+
+fn copy_out(flat: &Tensor) -> Vec<f32> {
+    let mut values = vec![0f32; flat.numel()];
+    flat.copy_data(&mut values, flat.numel());
+    values
+}
+
+/// A failed save: a start that has been superseded ends, everything else is told and survived.
+fn go_on_without(step: u64, error: CheckpointError) -> Result<(), TrainError> {
+    warn_unless_superseded(&format!("no checkpoint of step {step}, training goes on"), error)
+}
+
+fn warn_unless_superseded(what: &str, error: CheckpointError) -> Result<(), TrainError> {
+    if matches!(error, CheckpointError::StaleGeneration { .. }) {
+        return Err(error.into());
+    }
+    warn!("{what}: {error}");
+    Ok(())
+}

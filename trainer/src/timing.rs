@@ -1,0 +1,66 @@
+//! Where a step's time goes, by phase. A stopwatch and nothing else.
+
+use serde::Serialize;
+use std::time::Instant;
+
+/// The phases of a step.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Phase {
+    /// Waiting for tokens.
+    Data,
+    /// Forward, without the loss.
+    Forward,
+    /// The loss and backward.
+    Backward,
+    /// Waiting for other ranks' gradients.
+    Reduce,
+    /// Norm and update.
+    Optimizer,
+}
+
+/// Seconds by phase since the last reset, on this rank.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Serialize)]
+pub struct PhaseSeconds {
+    /// Waiting for tokens.
+    pub data: f64,
+    /// Forward, without the loss.
+    pub forward: f64,
+    /// The loss and backward.
+    pub backward: f64,
+    /// Waiting for other ranks' gradients.
+    pub reduce: f64,
+    /// Norm and update.
+    pub optimizer: f64,
+}
+
+/// Adds up phases.
+#[derive(Debug, Default)]
+pub struct Timing {
+    seconds: PhaseSeconds,
+}
+
+impl Timing {
+    /// Now, to be handed to [`Timing::add`].
+    pub fn now(&self) -> Instant {
+        Instant::now()
+    }
+
+    /// Adds what has passed since `started` to a phase, and returns now.
+    pub fn add(&mut self, phase: Phase, started: Instant) -> Instant {
+        let now = Instant::now();
+        let seconds = match phase {
+            Phase::Data => &mut self.seconds.data,
+            Phase::Forward => &mut self.seconds.forward,
+            Phase::Backward => &mut self.seconds.backward,
+            Phase::Reduce => &mut self.seconds.reduce,
+            Phase::Optimizer => &mut self.seconds.optimizer,
+        };
+        *seconds += (now - started).as_secs_f64();
+        now
+    }
+
+    /// What has been added since the last call.
+    pub fn take(&mut self) -> PhaseSeconds {
+        std::mem::take(&mut self.seconds)
+    }
+}
