@@ -5,9 +5,10 @@ use std::path::PathBuf;
 fn main() {
     println!("cargo:rerun-if-changed=csrc");
     println!("cargo:rerun-if-env-changed=LIBTORCH");
-    let libtorch = PathBuf::from(std::env::var("LIBTORCH").expect(
-        "LIBTORCH is not set; hint: .cargo/config.toml sets it, build from within the repository",
-    ));
+    let libtorch =
+        PathBuf::from(std::env::var("LIBTORCH").expect(
+            "LIBTORCH is not set; hint: .cargo/config.toml sets it, build from within the repository",
+        ));
     assert!(
         libtorch.join("lib/libtorch_cpu.so").exists(),
         "no libtorch in {}; hint: run scripts/setup, which installs it",

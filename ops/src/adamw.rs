@@ -42,7 +42,12 @@ pub struct AdamWStep {
 ///
 /// # Errors
 /// Buffers that are not on the CPU.
-pub fn adamw(segment: &FlatSegment, moments: &mut Moments, optim: &OptimConfig, step: AdamWStep) -> Result<(), OpsError> {
+pub fn adamw(
+    segment: &FlatSegment,
+    moments: &mut Moments,
+    optim: &OptimConfig,
+    step: AdamWStep,
+) -> Result<(), OpsError> {
     let [beta1, beta2] = optim.betas;
     let t = step.t as f64;
     for tensor in &segment.spec().tensors {

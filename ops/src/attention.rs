@@ -22,7 +22,8 @@ fn banded(q: &Tensor, k: &Tensor, v: &Tensor, w: i64) -> Tensor {
     let [b, h, t, d] = size[..] else { panic!("attention takes [B, H, T, D], got {size:?}") };
     let n_blocks = (t + w - 1) / w;
     let blocks = |x: &Tensor| {
-        let padded = if t % w == 0 { x.shallow_clone() } else { x.constant_pad_nd([0, 0, 0, n_blocks * w - t]) };
+        let padded =
+            if t % w == 0 { x.shallow_clone() } else { x.constant_pad_nd([0, 0, 0, n_blocks * w - t]) };
         padded.reshape([b * h, n_blocks, w, d])
     };
     let with_previous = |x: &Tensor| {
@@ -54,7 +55,8 @@ fn band_mask(n_blocks: i64, w: i64, like: &Tensor) -> Tensor {
     let first = seen.logical_and(&j.ge(w));
     let rest = seen.unsqueeze(0).expand([n_blocks - 1, w, 2 * w], false);
     let seen = Tensor::cat(&[first.unsqueeze(0), rest], 0).unsqueeze(0);
-    Tensor::zeros([1, n_blocks, w, 2 * w], (like.kind(), device)).masked_fill(&seen.logical_not(), f64::NEG_INFINITY)
+    Tensor::zeros([1, n_blocks, w, 2 * w], (like.kind(), device))
+        .masked_fill(&seen.logical_not(), f64::NEG_INFINITY)
 }
 
 #[cfg(test)]
@@ -74,8 +76,9 @@ mod tests {
 
     fn check(shape: [i64; 4], pattern: Pattern, seed: i64) {
         tch::manual_seed(seed);
-        let exact: Vec<Tensor> =
-            (0..4).map(|_| Tensor::randn(shape, (Kind::Double, Device::Cpu)).set_requires_grad(true)).collect();
+        let exact: Vec<Tensor> = (0..4)
+            .map(|_| Tensor::randn(shape, (Kind::Double, Device::Cpu)).set_requires_grad(true))
+            .collect();
         let inputs: Vec<Tensor> =
             exact.iter().map(|x| x.detach().to_kind(Kind::Float).set_requires_grad(true)).collect();
         let expected = reference(&exact[0], &exact[1], &exact[2], pattern);
@@ -85,7 +88,10 @@ mod tests {
         let close = |name: &str, a: &Tensor, b: &Tensor| {
             let distance = (a.to_kind(Kind::Double) - b).norm().double_value(&[]);
             let scale = b.norm().double_value(&[]);
-            assert!(distance <= 1e-5 * scale + 1e-12, "{name} of {pattern} at {shape:?}: {distance} of {scale}");
+            assert!(
+                distance <= 1e-5 * scale + 1e-12,
+                "{name} of {pattern} at {shape:?}: {distance} of {scale}"
+            );
         };
         close("output", &got, &expected);
         for (name, i) in [("dq", 0), ("dk", 1), ("dv", 2)] {

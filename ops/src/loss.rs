@@ -43,7 +43,13 @@ impl Head<'_> {
 
     /// As [`Head::loss`], and the gradients of that sum times `scale`: that of the hidden states
     /// `[N, C]` is returned, that of the weight is added to `weight_grad` `[V padded, C]`.
-    pub fn loss_and_grad(&self, hidden: &Tensor, targets: &Tensor, weight_grad: &Tensor, scale: f64) -> (f64, Tensor) {
+    pub fn loss_and_grad(
+        &self,
+        hidden: &Tensor,
+        targets: &Tensor,
+        weight_grad: &Tensor,
+        scale: f64,
+    ) -> (f64, Tensor) {
         let weight = self.rows();
         let mut weight_grad = weight_grad.narrow(0, 0, self.vocab_size);
         let hidden_grad = hidden.empty_like();
@@ -80,7 +86,12 @@ mod tests {
         let weight = Tensor::randn([padded, c], options).set_requires_grad(true);
         let targets = Tensor::randint(v, [n], (Kind::Int64, Device::Cpu));
         let logits = hidden.matmul(&weight.narrow(0, 0, v).transpose(0, 1));
-        let expected = logits.log_softmax(1, Kind::Float).g_nll_loss::<Tensor>(&targets, None, tch::Reduction::Sum, -100);
+        let expected = logits.log_softmax(1, Kind::Float).g_nll_loss::<Tensor>(
+            &targets,
+            None,
+            tch::Reduction::Sum,
+            -100,
+        );
         (&expected * 0.5).backward();
 
         let head = Head { weight: &weight, vocab_size: v };

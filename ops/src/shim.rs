@@ -69,7 +69,13 @@ pub(crate) struct AdamWPass {
 }
 
 /// One pass over four slices of equal length.
-pub(crate) fn adamw(param: &mut [f32], grad: &[f32], exp_avg: &mut [f32], exp_avg_sq: &mut [f32], pass: AdamWPass) {
+pub(crate) fn adamw(
+    param: &mut [f32],
+    grad: &[f32],
+    exp_avg: &mut [f32],
+    exp_avg_sq: &mut [f32],
+    pass: AdamWPass,
+) {
     let n = param.len();
     assert!(grad.len() == n && exp_avg.len() == n && exp_avg_sq.len() == n, "slices of one shape");
     let AdamWPass { grad_scale, keep, beta1, beta2, step_size, root_scale, eps } = pass;
@@ -98,6 +104,8 @@ pub(crate) fn sum_squares(values: &[f32], chunk: usize) -> Vec<f64> {
     let mut partials = vec![0.0; values.len().div_ceil(chunk)];
     // SAFETY: the shim reads `values.len()` elements and writes one partial per chunk, which is what
     // `partials` holds.
-    unsafe { ffi::phx_sum_squares(values.as_ptr(), values.len() as i64, chunk as i64, partials.as_mut_ptr()) };
+    unsafe {
+        ffi::phx_sum_squares(values.as_ptr(), values.len() as i64, chunk as i64, partials.as_mut_ptr())
+    };
     partials
 }
