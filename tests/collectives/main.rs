@@ -6,102 +6,129 @@
 
 #![allow(clippy::unwrap_used)] // unwrap is how a test fails
 
-mod mpirun;
+#[path = "../support/process.rs"]
+#[allow(dead_code, unreachable_pub)] // as in tests/support/mod.rs: each target uses its own part
+mod process;
 
-use mpirun::{Run, mpirun};
 use ops::collectives::{self, Communicator, Options};
-use rustix::process::{Signal, getpid, kill_process};
+use process::{Command, Finished};
+use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
+
+/// Makes a process a rank, and says what it does.
+const BODY: &str = "PHALANX_TEST_BODY";
+/// How its ranks talk.
+const PATH: &str = "PHALANX_TEST_PATH";
 
 #[test]
 fn every_number_of_ranks_passes_the_suite_through_shared_memory() {
     for ranks in 1..=4 {
-        mpirun(ranks, "suite", &[]).assert_done();
+        mpirun(ranks, "suite", "default").expect_code(0);
     }
 }
 
 #[test]
 fn ranks_without_shared_memory_pass_the_suite_by_messages() {
     for ranks in [2, 3, 4] {
-        mpirun(ranks, "suite", &[("PHALANX_TEST_PATH", "messages")]).assert_done();
+        mpirun(ranks, "suite", "messages").expect_code(0);
     }
 }
 
 #[test]
 fn nodes_of_two_ranks_pass_the_suite() {
     for ranks in [3, 4] {
-        mpirun(ranks, "suite", &[("PHALANX_TEST_PATH", "nodes of two")]).assert_done();
+        mpirun(ranks, "suite", "nodes of two").expect_code(0);
     }
 }
 
 #[test]
 fn ranks_that_call_different_things_are_told_so_by_name() {
-    mpirun(3, "mismatch", &[]).assert_done();
+    mpirun(3, "mismatch", "default").expect_code(0);
 }
 
 #[test]
 fn a_panic_in_any_thread_of_one_rank_ends_all_and_is_named() {
-    let run = mpirun(3, "panic", &[]);
-    assert_eq!(run.code, Some(1), "{run}");
-    assert!(run.took < Duration::from_secs(10), "{run}");
-    for part in ["[rank 1] ", "the helper is lost", "tests/collectives/main.rs"] {
-        assert!(run.output.contains(part), "no {part:?} in {run}");
-    }
+    let ended = mpirun(3, "panic", "default").expect_code(1);
+    assert!(ended.elapsed < Duration::from_secs(10), "{ended:?}");
+    ended.expect_stderr(&["[rank 1] ", "the helper is lost", "tests/collectives/main.rs", "collectives::fail"]);
 }
 
 #[test]
 fn abort_gives_its_code_to_mpirun() {
-    let run = mpirun(2, "abort", &[]);
-    assert_eq!(run.code, Some(2), "{run}");
-    assert!(run.output.contains("[rank 1] the shard is damaged"), "{run}");
+    let ended = mpirun(2, "abort", "default").expect_code(2);
+    ended.expect_stderr(&["[rank 1] the shard is damaged"]);
 }
 
 #[test]
 fn a_rank_that_ends_without_finalize_ends_the_job() {
-    let run = mpirun(2, "leave", &[]);
-    assert_ne!(run.code, Some(0), "{run}");
-    assert!(run.took < Duration::from_secs(10), "{run}");
+    let ended = mpirun(2, "leave", "default");
+    assert_ne!(ended.code, Some(0), "{ended:?}");
+    assert!(ended.elapsed < Duration::from_secs(10), "{ended:?}");
 }
 
 #[test]
 fn a_killed_rank_ends_the_job() {
-    let run = mpirun(2, "kill", &[]);
-    assert_ne!(run.code, Some(0), "{run}");
-    assert!(run.took < Duration::from_secs(15), "{run}");
+    let ended = mpirun(2, "kill", "default");
+    assert_ne!(ended.code, Some(0), "{ended:?}");
+    assert!(ended.elapsed < Duration::from_secs(10), "{ended:?}");
 }
 
 #[test]
 fn one_process_without_mpirun_is_one_rank() {
-    Run::alone("alone", &[]).assert_done();
+    rank("alone").run().expect_code(0);
 }
 
 #[test]
 fn tasks_without_a_common_world_are_refused_with_a_hint() {
     // Slurm without PMIx, and a launcher that speaks another PMI than this MPI.
     for env in [[("SLURM_PROCID", "1"), ("SLURM_NTASKS", "2")], [("PMI_RANK", "1"), ("PMI_SIZE", "2")]] {
-        let run = Run::alone("alone", &env);
-        assert_eq!(run.code, Some(2), "{run}");
-        assert!(run.output.contains("2 processes were started together"), "{run}");
-        assert!(run.output.contains("hint: start them with `srun --mpi=pmix` or with mpirun"), "{run}");
+        let alone = env.iter().fold(rank("alone"), |command, (name, value)| command.env(name, value));
+        alone.run().expect_code(2).expect_stderr(&[
+            "2 processes were started together",
+            "hint: start them with `srun --mpi=pmix` or with mpirun",
+        ]);
     }
 }
 
-/// What a rank does; without a body in the environment this is no rank and there is nothing to do.
+/// Ends what it starts, and leaves nobody behind.
+fn mpirun(ranks: usize, body: &str, path: &str) -> Finished {
+    // One start at a time: ranks poll, and cores are few.
+    static TURN: Mutex<()> = Mutex::new(());
+    let _turn = TURN.lock().unwrap_or_else(PoisonError::into_inner);
+    let ended = Command::new("mpirun")
+        .args(["-n", &ranks.to_string(), "--oversubscribe", "--bind-to", "none"])
+        .args([std::env::current_exe().unwrap()])
+        .args(SELECT)
+        .env(BODY, body)
+        .env(PATH, path)
+        .run();
+    assert!(ended.survivors.is_empty(), "left behind {ended:?}");
+    ended
+}
+
+/// This executable as a rank without mpirun.
+fn rank(body: &str) -> Command {
+    Command::new(std::env::current_exe().unwrap()).args(SELECT).env(BODY, body).env(PATH, "default")
+}
+
+const SELECT: [&str; 3] = ["--exact", "what_a_rank_does", "--nocapture"];
+
+/// Without a body in the environment this is no rank, and there is nothing to do.
 #[test]
 fn what_a_rank_does() {
-    let Ok(body) = std::env::var(mpirun::BODY) else { return };
-    let options = match std::env::var("PHALANX_TEST_PATH").as_deref() {
-        Err(_) => Options::default(),
-        Ok("messages") => Options { shared_memory: false, piece_bytes: 64 << 10, ..Options::default() },
-        Ok("nodes of two") => {
-            Options { ranks_per_node: Some(2), piece_bytes: 64 << 10, ..Options::default() }
-        }
-        Ok(other) => panic!("unknown path {other:?}"),
+    let Ok(body) = std::env::var(BODY) else { return };
+    let small = Options { piece_bytes: 64 << 10, ..Options::default() }; // many pieces
+    let options = match std::env::var(PATH).unwrap().as_str() {
+        "default" => Options::default(),
+        "messages" => Options { shared_memory: false, ..small },
+        "nodes of two" => Options { ranks_per_node: Some(2), ..small },
+        other => panic!("unknown path {other:?}"),
     };
     let comm = match collectives::init_with(&options) {
         Ok(comm) => comm,
         Err(error) => {
-            mpirun::say(&error.to_string());
+            use std::io::Write;
+            writeln!(std::io::stderr(), "{error}").unwrap();
             std::process::exit(2);
         }
     };
@@ -131,11 +158,12 @@ fn mismatch(comm: &dyn Communicator) {
     let error = comm.all_reduce(&buffer).unwrap_err().to_string();
     let expected = "rank 2 all_reduce of 7 elements where rank 0 all_reduce of 8 elements";
     assert!(error.contains(expected), "{error}");
-    let error = if comm.rank() == 1 { comm.barrier() } else { comm.all_reduce(&buffer) };
-    assert!(error.unwrap_err().to_string().contains("rank 1 barrier"));
+    let outcome = if comm.rank() == 1 { comm.barrier() } else { comm.all_reduce(&buffer) };
+    let error = outcome.unwrap_err().to_string();
+    assert!(error.contains("rank 1 barrier"), "{error}");
 }
 
-/// The last rank, or rank 1, fails; the others wait for it in a barrier.
+/// Rank 1 fails; the others wait for it in a barrier.
 fn fail(comm: Box<dyn Communicator>, how: &str) -> ! {
     if comm.rank() != 1 {
         let _ = comm.barrier();
@@ -151,7 +179,10 @@ fn fail(comm: Box<dyn Communicator>, how: &str) -> ! {
             drop(comm);
             std::process::exit(0);
         }
-        "kill" => kill_process(getpid(), Signal::KILL).unwrap(),
+        "kill" => {
+            let kill = format!("kill -KILL {}", std::process::id());
+            let _ = std::process::Command::new("sh").args(["-c", &kill]).status();
+        }
         other => panic!("unknown body {other:?}"),
     }
     panic!("rank 1 outlived its end");
