@@ -1,5 +1,5 @@
 //! The house rules that a machine can check: which crate knows which, headers, unsafe code, lengths,
-//! names of tests, and that presets and configuration keys agree.
+//! names of tests, and that presets, configuration keys and their documentation agree.
 //!
 //! Owns no knowledge of what the code does; reads the tree as text, and `cargo metadata`.
 
@@ -162,6 +162,27 @@ fn every_key_that_exists_is_set_by_a_preset() {
     }
     let unset: Vec<String> = keys_that_exist().into_iter().filter(|key| !set.contains(key)).collect();
     assert_none("keys that no file in configs/ sets", unset);
+}
+
+#[test]
+fn every_key_is_documented_and_no_other_is() {
+    let text = std::fs::read_to_string(root().join("docs/CONFIGURATION.md")).unwrap();
+    let documented: BTreeSet<String> = code_spans(&text).filter(|span| is_key(span)).collect();
+    let exist: BTreeSet<String> = keys_that_exist().into_iter().collect();
+    assert_none("keys that docs/CONFIGURATION.md does not have", exist.difference(&documented).cloned());
+    assert_none("keys in docs/CONFIGURATION.md that do not exist", documented.difference(&exist).cloned());
+}
+
+/// What stands between single backticks in Markdown, fenced blocks left out.
+fn code_spans(markdown: &str) -> impl Iterator<Item = String> {
+    let fenced = markdown.split("```").step_by(2);
+    fenced.flat_map(|text| text.split('`').skip(1).step_by(2)).map(str::to_string)
+}
+
+/// Whether a word has the form `section.key`.
+fn is_key(word: &str) -> bool {
+    let name = |part: &str| !part.is_empty() && part.bytes().all(|b| b.is_ascii_lowercase() || b == b'_');
+    word.split_once('.').is_some_and(|(section, key)| name(section) && name(key))
 }
 
 /// Asks for what does not exist: the refusal lists what does.
