@@ -1,5 +1,6 @@
 //! The house rules that a machine can check: which crate knows which, headers, unsafe code, lengths,
-//! names of tests, and that presets, configuration keys and their documentation agree.
+//! names of tests, that presets, configuration keys and their documentation agree, and the map of the
+//! code.
 //!
 //! Owns no knowledge of what the code does; reads the tree as text, and `cargo metadata`.
 
@@ -171,6 +172,17 @@ fn every_key_is_documented_and_no_other_is() {
     let exist: BTreeSet<String> = keys_that_exist().into_iter().collect();
     assert_none("keys that docs/CONFIGURATION.md does not have", exist.difference(&documented).cloned());
     assert_none("keys in docs/CONFIGURATION.md that do not exist", documented.difference(&exist).cloned());
+}
+
+#[test]
+fn the_map_of_the_code_has_every_file() {
+    let is_source = |name: &str| name.contains("/src/") || name.contains("/csrc/");
+    let there: BTreeSet<String> =
+        files(&["rs", "cpp"]).into_iter().map(|file| file.name).filter(|name| is_source(name)).collect();
+    let text = std::fs::read_to_string(root().join("docs/ARCHITECTURE.md")).unwrap();
+    let mapped: BTreeSet<String> = code_spans(&text).filter(|span| is_source(span)).collect();
+    assert_none("files that docs/ARCHITECTURE.md does not have", there.difference(&mapped).cloned());
+    assert_none("files in docs/ARCHITECTURE.md that do not exist", mapped.difference(&there).cloned());
 }
 
 /// What stands between single backticks in Markdown, fenced blocks left out.
