@@ -1,8 +1,8 @@
 //! From TOML text to a resolved run: `extends`, `--set`, and problems told with file, line and
 //! suggestion, as many at once as can be known. The only I/O of this crate.
 
+use crate::RunConfig;
 use crate::raw::{RawConfig, SECTIONS};
-use crate::{BatchError, RunConfig};
 use std::fmt;
 use std::path::{Path, PathBuf};
 use toml::de::DeTable;
@@ -19,10 +19,6 @@ pub struct Problem {
 impl Problem {
     pub(crate) fn key(key: &str, what: String) -> Problem {
         Problem { place: None, what: format!("{key}: {what}") }
-    }
-
-    pub(crate) fn batch(error: BatchError) -> Problem {
-        Problem { place: None, what: error.to_string() }
     }
 }
 
@@ -287,8 +283,10 @@ max_steps = 10
 
     #[test]
     fn a_batch_that_does_not_divide_names_the_two_that_do() {
-        let told = problems(GOOD, &["batch.global_batch_tokens=70"]);
-        assert!(told.contains("64 and 80 work"), "{told}");
+        let config = load_text(GOOD, &["batch.global_batch_tokens=80"]).unwrap();
+        assert!(config.batch_plan(1).is_ok());
+        let told = config.batch_plan(2).unwrap_err().to_string();
+        assert!(told.contains("64 and 96 work"), "{told}");
     }
 
     #[test]

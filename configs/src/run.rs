@@ -183,13 +183,7 @@ impl RunConfig {
         if !problems.is_empty() {
             return Err(problems);
         }
-        let config =
-            RunConfig { run, model, data, batch, optim, schedule, parallel, checkpoint, eval, metrics };
-        // A batch that no number of ranks can share is wrong here; the number of ranks comes later.
-        match config.batch_plan(1) {
-            Ok(_) => Ok(config),
-            Err(error) => Err(vec![Problem::batch(error)]),
-        }
+        Ok(RunConfig { run, model, data, batch, optim, schedule, parallel, checkpoint, eval, metrics })
     }
 
     /// How a step falls on `world_size` ranks.
