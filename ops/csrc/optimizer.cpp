@@ -16,12 +16,13 @@ namespace {
 constexpr int64_t kGrain = 1 << 15;  // elements per task: large against the cost of starting one
 
 PHX_CLONES void adamw_range(float *param, const float *grad, float *exp_avg, float *exp_avg_sq,
-                            int64_t n, float grad_scale, float keep, float beta1, float beta2,
-                            float step_size, float root_scale, float eps) {
+                            int64_t n, float grad_scale, float keep, float beta1, float rest1,
+                            float beta2, float rest2, float step_size, float root_scale,
+                            float eps) {
   for (int64_t i = 0; i < n; ++i) {
     const float g = grad[i] * grad_scale;
-    const float m = beta1 * exp_avg[i] + (1.0f - beta1) * g;
-    const float v = beta2 * exp_avg_sq[i] + (1.0f - beta2) * g * g;
+    const float m = beta1 * exp_avg[i] + rest1 * g;
+    const float v = beta2 * exp_avg_sq[i] + rest2 * g * g;
     exp_avg[i] = m;
     exp_avg_sq[i] = v;
     param[i] = keep * param[i] - step_size * (m / (std::sqrt(v) * root_scale + eps));
@@ -51,14 +52,15 @@ PHX_CLONES double sum_squares_range(const float *x, int64_t n) {
 
 extern "C" {
 
-// Loshchilov & Hutter 2019, as torch.optim.AdamW: `keep` = 1 - lr * decay, `step_size` = lr / (1 -
-// beta1^t), `root_scale` = 1 / sqrt(1 - beta2^t).
+// Loshchilov & Hutter 2019, as torch.optim.AdamW: `keep` = 1 - lr * decay, `rest` = 1 - beta (taken
+// in f64, where it is exact enough), `step_size` = lr / (1 - beta1^t), `root_scale` = 1 / sqrt(1 -
+// beta2^t).
 void phx_adamw(float *param, const float *grad, float *exp_avg, float *exp_avg_sq, int64_t n,
-               float grad_scale, float keep, float beta1, float beta2, float step_size,
-               float root_scale, float eps) {
+               float grad_scale, float keep, float beta1, float rest1, float beta2, float rest2,
+               float step_size, float root_scale, float eps) {
   at::parallel_for(0, n, kGrain, [&](int64_t begin, int64_t end) {
     adamw_range(param + begin, grad + begin, exp_avg + begin, exp_avg_sq + begin, end - begin,
-                grad_scale, keep, beta1, beta2, step_size, root_scale, eps);
+                grad_scale, keep, beta1, rest1, beta2, rest2, step_size, root_scale, eps);
   });
 }
 

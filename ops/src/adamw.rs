@@ -55,8 +55,7 @@ pub fn adamw(
         let pass = AdamWPass {
             grad_scale: step.grad_scale as f32,
             keep: (1.0 - step.lr * decay) as f32,
-            beta1: beta1 as f32,
-            beta2: beta2 as f32,
+            betas: optim.betas,
             step_size: (step.lr / (1.0 - beta1.powf(t))) as f32,
             root_scale: (1.0 / (1.0 - beta2.powf(t)).sqrt()) as f32,
             eps: optim.eps as f32,

@@ -21,7 +21,9 @@ mod ffi {
             grad_scale: f32,
             keep: f32,
             beta1: f32,
+            rest1: f32,
             beta2: f32,
+            rest2: f32,
             step_size: f32,
             root_scale: f32,
             eps: f32,
@@ -61,8 +63,7 @@ pub fn backward(output: &Tensor, grad_output: &Tensor) -> Result<(), OpsError> {
 pub(crate) struct AdamWPass {
     pub(crate) grad_scale: f32,
     pub(crate) keep: f32,
-    pub(crate) beta1: f32,
-    pub(crate) beta2: f32,
+    pub(crate) betas: [f64; 2],
     pub(crate) step_size: f32,
     pub(crate) root_scale: f32,
     pub(crate) eps: f32,
@@ -78,7 +79,8 @@ pub(crate) fn adamw(
 ) {
     let n = param.len();
     assert!(grad.len() == n && exp_avg.len() == n && exp_avg_sq.len() == n, "slices of one shape");
-    let AdamWPass { grad_scale, keep, beta1, beta2, step_size, root_scale, eps } = pass;
+    let AdamWPass { grad_scale, keep, betas, step_size, root_scale, eps } = pass;
+    let ([beta1, beta2], [rest1, rest2]) = (betas.map(|b| b as f32), betas.map(|b| (1.0 - b) as f32));
     // SAFETY: four slices of n elements, disjoint because three are exclusive borrows; the shim reads
     // and writes exactly n elements of each and keeps no pointer.
     unsafe {
@@ -91,7 +93,9 @@ pub(crate) fn adamw(
             grad_scale,
             keep,
             beta1,
+            rest1,
             beta2,
+            rest2,
             step_size,
             root_scale,
             eps,

@@ -149,6 +149,12 @@ fn ten_adamw_updates_equal_torch() {
         for (i, name) in names.iter().enumerate() {
             let expected = golden.get(&format!("params.{name}")).get(step);
             assert_close(&format!("{name} after update {}", step + 1), segment.tensor(i), &expected);
+            let spec = &segment.spec().tensors[i];
+            for (moment, flat) in [("exp_avg", &moments.exp_avg), ("exp_avg_sq", &moments.exp_avg_sq)] {
+                let got = flat.narrow(0, spec.offset as i64, spec.numel() as i64).view(spec.shape.as_slice());
+                let expected = golden.get(&format!("{moment}.{name}")).get(step);
+                assert_close(&format!("{moment} of {name} after update {}", step + 1), &got, &expected);
+            }
         }
     }
 }

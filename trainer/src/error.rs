@@ -102,6 +102,7 @@ impl TrainError {
             | TrainError::Vocabulary { .. }
             | TrainError::Fixed { .. }
             | TrainError::NotFinite { .. }
+            | TrainError::Comm(CommError::NoCommonWorld { .. })
             | TrainError::Checkpoint(
                 CheckpointError::NoneGood { .. }
                 | CheckpointError::Layout { .. }

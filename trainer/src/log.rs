@@ -24,9 +24,11 @@ pub(crate) fn start(rank: usize, file: &Path) -> io::Result<()> {
         tracing_subscriber::fmt::layer().with_ansi(false).with_target(false).with_writer(Mutex::new(file));
     let level = if rank == 0 { LevelFilter::INFO } else { LevelFilter::WARN };
     let terminal = tracing_subscriber::fmt::layer().event_format(Prefixed { rank }).with_writer(io::stderr);
-    let layers = own.with_filter(LevelFilter::DEBUG).and_then(terminal.with_filter(level));
+    // Side by side on the registry: joined to one layer, the stricter filter would hold for both.
+    let layers =
+        Registry::default().with(own.with_filter(LevelFilter::DEBUG)).with(terminal.with_filter(level));
     // A second start in one process keeps the first logger; only tests do that.
-    let _ = tracing::subscriber::set_global_default(Registry::default().with(layers));
+    let _ = tracing::subscriber::set_global_default(layers);
     Ok(())
 }
 

@@ -33,7 +33,7 @@ fn main() {
     let cli = Cli::parse();
     let comm = ops::collectives::init().unwrap_or_else(|error| {
         eprintln!("error: {error}");
-        std::process::exit(Exit::UserError.code());
+        std::process::exit(TrainError::from(error).exit().code());
     });
     abort_on_panic(&*comm);
     let outcome = match &cli.command {

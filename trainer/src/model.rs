@@ -51,6 +51,21 @@ impl Gpt {
         self.segments[0].param().device()
     }
 
+    /// BLAKE3 of all parameters as little-endian fp32, segment by segment, in hexadecimal: what ranks
+    /// and runs are compared by.
+    pub fn digest(&self) -> String {
+        let mut hash = blake3::Hasher::new();
+        for segment in &self.segments {
+            let mut values = vec![0f32; segment.param().numel()];
+            segment.param().copy_data(&mut values, segment.param().numel());
+            for values in values.chunks(1 << 16) {
+                let bytes: Vec<u8> = values.iter().flat_map(|value| value.to_le_bytes()).collect();
+                hash.update(&bytes);
+            }
+        }
+        hash.finalize().to_hex().to_string()
+    }
+
     /// The segment of a block.
     pub fn block_segment(&self, layer: usize) -> usize {
         2 + layer

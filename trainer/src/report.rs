@@ -44,9 +44,10 @@ impl Reporter {
     /// A start of the run.
     pub(crate) fn start(&mut self, report: StartReport) -> Result<(), TrainError> {
         info!(
-            "{} million parameters, {} ranks, {:.0} GFLOP/s of matrix products",
+            "{:.1} million parameters, {} {}, {:.0} GFLOP/s of matrix products",
             report.parameters as f64 / 1e6,
             report.world_size,
+            if report.world_size == 1 { "rank" } else { "ranks" },
             report.peak_flops / 1e9,
         );
         self.write(Event::Start(report))

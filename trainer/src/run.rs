@@ -16,10 +16,10 @@ use configs::{BatchPlan, Exit, RunConfig};
 use dataloader::{DataSet, Samples, Tokenizer};
 use ops::collectives::Communicator;
 use tch::{Device, Tensor};
-use tracing::{info, warn};
+use tracing::{debug, info, warn};
 
 /// What a run writes of its own at the end.
-const SAMPLE: Sampling = Sampling { temperature: 0.7, top_k: 50, n_tokens: 500, seed: 1 };
+const SAMPLE: Sampling = Sampling { temperature: 0.7, top_k: 50, n_tokens: 400, seed: 1 };
 
 /// The open parts of a run.
 pub(crate) struct Run<'a> {
@@ -161,6 +161,8 @@ impl<'a> Run<'a> {
         model: &Gpt,
         exit: Exit,
     ) -> Result<Exit, TrainError> {
+        // In every rank's own log: all of a run's ranks must have the same.
+        debug!("after step {} the parameters have the digest {}", progress.step, model.digest());
         if exit == Exit::Stopped {
             info!("stopped after step {}, with a checkpoint; the same command goes on", progress.step);
             return Ok(exit);
@@ -173,9 +175,8 @@ impl<'a> Run<'a> {
     }
 
     fn write_sample(&self, model: &Gpt) -> Result<(), TrainError> {
-        let mut prompt = Vec::new();
-        self.tokenizer.encode(b"\n", &mut prompt);
-        let prompt: Vec<i64> = prompt.into_iter().map(i64::from).collect();
+        // A document begins after the end of another.
+        let prompt = [i64::from(self.tokenizer.end_of_text())];
         let tokens = generate(model, &prompt, SAMPLE);
         let tokens: Vec<u32> = tokens.into_iter().map(|token| token as u32).collect();
         let bytes = self.tokenizer.decode(&tokens);

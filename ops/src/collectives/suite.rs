@@ -1,7 +1,7 @@
 //! The behaviour suite: what every backend must do, checked on the ranks that are there.
 //!
 //! Owns claims and their evidence, not how ranks are started. Tests run it alone and under mpirun;
-//! `phalanx doctor` runs it on a user's machines.
+//! Kept apart from the tests, so that a program can run it on a user's machines.
 
 use super::{CommError, Communicator, Operation, shard};
 use configs::Philox;
