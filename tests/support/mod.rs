@@ -8,7 +8,7 @@ mod process;
 mod tiny;
 
 pub use process::{Command, Finished, Running};
-pub use tiny::{metrics, of_kind, tiny_run};
+pub use tiny::{metrics, of_kind, steps, tiny_run};
 
 use std::path::{Path, PathBuf};
 

@@ -115,6 +115,25 @@ impl Running {
         kill(signal, self.id());
     }
 
+    /// Sends a signal to a process that came of it, by its name, such as "mpirun".
+    pub fn signal_member(&self, name: &str, signal: &str) {
+        self.signal_where(signal, name, |member| member.name == name);
+    }
+
+    /// Sends a signal to a rank.
+    pub fn signal_rank(&self, rank: usize, signal: &str) {
+        let variable = format!("OMPI_COMM_WORLD_RANK={rank}");
+        let is_rank = |member: &Member| member.name == "phalanx-rank" && member.inherited(&variable);
+        self.signal_where(signal, &variable, is_rank);
+    }
+
+    fn signal_where(&self, signal: &str, who: &str, is: impl Fn(&Member) -> bool) {
+        match members(&self.family).into_iter().find(is) {
+            Some(member) => kill(signal, member.id),
+            None => panic!("no process is {who}\n{}", self.output()),
+        }
+    }
+
     /// Waits until standard output or error holds `text` at least `times` times.
     pub fn wait_for(&mut self, text: &str, times: usize) {
         let count = |running: &Running| {
@@ -141,7 +160,7 @@ impl Running {
             }
         };
         let elapsed = self.started.elapsed();
-        let survivors = members(&self.family).into_iter().map(|(_, name)| name).collect();
+        let survivors = members(&self.family).into_iter().map(|member| member.name).collect();
         end(&self.family);
         self.stdout.join();
         self.stderr.join();
@@ -233,8 +252,21 @@ impl Capture {
     }
 }
 
-/// Ids and names of the living processes that inherited the family's variable.
-fn members(family: &str) -> Vec<(u32, String)> {
+/// A living process of a family.
+struct Member {
+    id: u32,
+    name: String,
+    environment: Vec<u8>,
+}
+
+impl Member {
+    fn inherited(&self, variable: &str) -> bool {
+        self.environment.split(|&byte| byte == 0).any(|one| one == variable.as_bytes())
+    }
+}
+
+/// The living processes that inherited the family's variable.
+fn members(family: &str) -> Vec<Member> {
     let variable = format!("{FAMILY}={family}");
     let processes = std::fs::read_dir("/proc").expect("/proc is mounted");
     processes
@@ -243,9 +275,9 @@ fn members(family: &str) -> Vec<(u32, String)> {
             let id = path.file_name()?.to_str()?.parse().ok()?;
             // A process that has ended but was not waited for has no environment any more.
             let environment = std::fs::read(path.join("environ")).ok()?;
-            let member = environment.split(|&byte| byte == 0).any(|one| one == variable.as_bytes());
-            let name = std::fs::read_to_string(path.join("comm")).ok()?;
-            member.then(|| (id, name.trim().to_string()))
+            let name = std::fs::read_to_string(path.join("comm")).ok()?.trim().to_string();
+            let member = Member { id, name, environment };
+            member.inherited(&variable).then_some(member)
         })
         .collect()
 }
@@ -259,7 +291,7 @@ fn end(family: &str) {
         if members.is_empty() {
             return;
         }
-        members.iter().for_each(|(id, _)| kill(signal, *id));
+        members.iter().for_each(|member| kill(signal, member.id));
         if Instant::now() > deadline {
             signal = "KILL";
         }

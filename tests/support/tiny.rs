@@ -72,3 +72,15 @@ pub fn metrics(run_folder: &Path) -> Vec<serde_json::Value> {
 pub fn of_kind<'a>(events: &'a [serde_json::Value], kind: &str) -> Vec<&'a serde_json::Value> {
     events.iter().filter(|event| event["kind"] == kind).collect()
 }
+
+/// The steps of a run from the first to the last, each as it was done last. Panics unless there are
+/// `1..=n` of them, without a gap.
+pub fn steps(run_folder: &Path) -> Vec<serde_json::Value> {
+    let mut steps = std::collections::BTreeMap::new();
+    for event in metrics(run_folder).into_iter().filter(|event| event["kind"] == "step") {
+        steps.insert(event["step"].as_u64().expect("a step has a number"), event);
+    }
+    let expected = (1..=steps.len() as u64).collect::<Vec<u64>>();
+    assert_eq!(steps.keys().copied().collect::<Vec<u64>>(), expected, "{}", run_folder.display());
+    steps.into_values().collect()
+}

@@ -1,0 +1,62 @@
+//! The result does not depend on how many ranks made it, nor on who started them.
+
+use crate::left::assert_same;
+use crate::{Bench, assert_close};
+
+#[test]
+fn two_and_four_ranks_give_the_losses_of_one() {
+    same_on_every_number_of_ranks("[\"dense\"]");
+}
+
+#[test]
+fn two_and_four_ranks_give_the_losses_of_one_with_alternating_layers() {
+    same_on_every_number_of_ranks("[\"dense\",\"banded:8\"]");
+}
+
+fn same_on_every_number_of_ranks(attention: &str) {
+    let bench = Bench::new("ranks", 50);
+    let attention = format!("--set model.attention={attention}");
+    let one = bench.trained("one", 1, &attention);
+    assert_eq!(one.of_steps("loss").len(), 50);
+    for ranks in [2, 4] {
+        let many = bench.trained(&format!("on-{ranks}"), ranks, &attention);
+        assert_close(&one.of_steps("loss"), &many.of_steps("loss"), 1e-5);
+        assert_close(&one.of_evals("val_loss"), &many.of_evals("val_loss"), 1e-5);
+        for rank in 1..ranks {
+            assert_eq!(many.digest(rank), many.digest(0), "rank {rank} of {ranks} has other parameters");
+        }
+    }
+}
+
+#[test]
+fn mpirun_and_the_launcher_train_the_same_bits() {
+    let bench = Bench::new("mpirun", 10);
+    let launched = bench.trained("launched", 2, "");
+    bench.train_under_mpirun("plain", 2, "").run().expect_code(0);
+    assert_same(&launched, &bench.left("plain"), 10);
+}
+
+#[test]
+fn one_rank_needs_no_mpirun() {
+    let bench = Bench::new("alone", 10);
+    let launched = bench.trained("launched", 1, "");
+    bench.train_alone("alone", "").run().expect_code(0);
+    assert_same(&launched, &bench.left("alone"), 10);
+}
+
+#[test]
+fn validation_covers_each_token_once_on_any_number_of_ranks() {
+    // A batch that three ranks can share too.
+    let bench = Bench::new("validation", 1);
+    let arguments = "--set batch.global_batch_tokens=384";
+    let one = bench.trained("one", 1, arguments);
+    let manifest = std::fs::read_to_string(bench.scratch.join("data/val/manifest.json")).unwrap();
+    let manifest: serde_json::Value = serde_json::from_str(&manifest).unwrap();
+    let tokens = manifest["shards"][0]["tokens"].as_f64().unwrap();
+    assert_eq!(one.of_evals("targets"), [tokens - 1.0; 2], "the first token is nobody's target");
+    for ranks in [2, 3] {
+        let many = bench.trained(&format!("on-{ranks}"), ranks, arguments);
+        assert_eq!(many.of_evals("targets"), one.of_evals("targets"));
+        assert_close(&one.of_evals("val_loss"), &many.of_evals("val_loss"), 1e-6);
+    }
+}
