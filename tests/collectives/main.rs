@@ -50,7 +50,12 @@ fn ranks_that_call_different_things_are_told_so_by_name() {
 fn a_panic_in_any_thread_of_one_rank_ends_all_and_is_named() {
     let ended = mpirun(3, "panic", "default").expect_code(1);
     assert!(ended.elapsed < Duration::from_secs(10), "{ended:?}");
-    ended.expect_stderr(&["[rank 1] ", "the helper is lost", "tests/collectives/main.rs", "collectives::fail"]);
+    ended.expect_stderr(&[
+        "[rank 1] ",
+        "the helper is lost",
+        "tests/collectives/main.rs",
+        "collectives::fail",
+    ]);
 }
 
 #[test]
@@ -117,7 +122,7 @@ const SELECT: [&str; 3] = ["--exact", "what_a_rank_does", "--nocapture"];
 #[test]
 fn what_a_rank_does() {
     let Ok(body) = std::env::var(BODY) else { return };
-    let small = Options { piece_bytes: 64 << 10, ..Options::default() }; // many pieces
+    let small = Options { piece_bytes: Some(64 << 10), ..Options::default() }; // many pieces
     let options = match std::env::var(PATH).unwrap().as_str() {
         "default" => Options::default(),
         "messages" => Options { shared_memory: false, ..small },

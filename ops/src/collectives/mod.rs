@@ -7,6 +7,7 @@
 //! ([`tree_sum`]), whatever the network looks like. So every rank ends with the same bits, and with
 //! contiguous leaves per rank the sum over ranks is the top of the tree over micro-batches.
 
+pub mod bench;
 mod end;
 mod error;
 mod flat;
@@ -50,9 +51,10 @@ pub fn init_with(options: &Options) -> Result<Box<dyn Communicator>, CommError> 
 /// How ranks talk. Every rank must pass the same.
 #[derive(Debug, Clone)]
 pub struct Options {
-    /// Bytes of a buffer that are worked on at a time; small enough to stay in cache, large enough
-    /// to pay for a barrier. Each rank holds about four times as much in scratch and shared memory.
-    pub piece_bytes: usize,
+    /// Bytes of a buffer that are worked on at a time; each rank holds about four times as much in
+    /// scratch and shared memory. `None`: 1 MiB on one node, so that a piece stays in cache from one
+    /// rank's copy to the other's sum; 4 MiB between nodes, where a message has to pay for its latency.
+    pub piece_bytes: Option<usize>,
     /// Whether the ranks of a node reduce through shared memory; without, they are sent messages.
     pub shared_memory: bool,
     /// Takes each run of so many consecutive ranks for a node, to try the path between nodes on
@@ -62,7 +64,7 @@ pub struct Options {
 
 impl Default for Options {
     fn default() -> Options {
-        Options { piece_bytes: 4 << 20, shared_memory: true, ranks_per_node: None }
+        Options { piece_bytes: None, shared_memory: true, ranks_per_node: None }
     }
 }
 
@@ -285,6 +287,11 @@ mod tests {
     fn shards_cover_a_buffer_once_and_may_end_early() {
         let ranges: Vec<_> = (0..4).map(|rank| shard(10, 4, rank)).collect();
         assert_eq!(ranges, [0..4, 4..8, 8..10, 10..10]);
+    }
+
+    #[test]
+    fn a_benchmark_gives_a_time_on_any_number_of_ranks() {
+        assert!(bench::all_reduce_seconds(&Solo::new(), 1000, 3).unwrap() >= 0.0);
     }
 
     #[test]

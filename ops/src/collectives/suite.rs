@@ -88,7 +88,7 @@ fn operations_in_flight_complete_in_order(comm: &dyn Communicator) -> Outcome {
 }
 
 fn scatter_and_gather_make_an_all_reduce(comm: &dyn Communicator) -> Outcome {
-    for numel in SIZES {
+    for numel in [0, 1, 7, 300_007] {
         let even = numel.div_ceil(comm.world_size());
         // Even shards; odd ones, the last short; large ones that leave some ranks none.
         for shard_numel in [even, even + even / 8 + 1, numel + 5] {
@@ -115,7 +115,7 @@ fn neighbours_of_a_view_are_left_alone(comm: &dyn Communicator) -> Outcome {
 
 fn broadcast_gives_the_roots_buffer(comm: &dyn Communicator) -> Outcome {
     for root in 0..comm.world_size() {
-        for numel in SIZES {
+        for numel in [0, 1, 7, 300_007] {
             let buffer = filled(numel, |i| awkward(comm.rank(), i));
             comm.broadcast(&buffer, root).map_err(text)?;
             equal(&buffer, numel, |i| awkward(root, i))?;

@@ -17,7 +17,7 @@ const JOINED: u8 = 1;
 const LEFT: u8 = 2;
 
 /// How long a wait polls without sleeping.
-const SPIN: Duration = Duration::from_micros(100);
+const SPIN: Duration = Duration::from_millis(1);
 const SHORTEST_SLEEP: Duration = Duration::from_micros(50);
 const LONGEST_SLEEP: Duration = Duration::from_micros(500);
 

@@ -14,7 +14,7 @@ use std::sync::mpsc::{Receiver, Sender};
 /// Elements broadcast in one message: 1 GiB, well within what MPI counts.
 const BROADCAST_PIECE: usize = 1 << 28;
 /// The smallest piece worth a barrier; less shared memory than for this is none.
-const SMALLEST_PIECE_BYTES: usize = 256 << 10;
+const SMALLEST_PIECE_BYTES: usize = 128 << 10;
 
 /// Work for the thread, and where its outcome goes. Nobody may be waiting for it any more.
 pub(super) enum Job {
@@ -104,9 +104,10 @@ impl Worker {
 
     /// The grid of nodes if ranks can share memory on each, else every rank a node of its own.
     fn grid(options: &Options, world: Comm, node_comm: Comm, layout: &Layout) -> Result<Grid, CommError> {
+        let piece_bytes = options.piece_bytes.unwrap_or(if layout.nodes == 1 { 1 << 20 } else { 4 << 20 });
         let several = layout.nodes < world.rank_and_size()?.1;
         if several && options.shared_memory && layout.nested {
-            if let Some((shared, piece_bytes)) = share(options.piece_bytes, world, node_comm, layout)? {
+            if let Some((shared, piece_bytes)) = share(piece_bytes, world, node_comm, layout)? {
                 let peers = world.split(layout.local_rank)?;
                 return Grid::new(node_comm, peers, Some(shared), piece_bytes);
             }
@@ -118,7 +119,7 @@ impl Worker {
             );
         }
         let alone = world.split(world.rank_and_size()?.0)?;
-        Grid::new(alone, world, None, options.piece_bytes)
+        Grid::new(alone, world, None, piece_bytes)
     }
 
     /// All ranks tell what they are about to do, and go on if it is the same. Also a barrier.
