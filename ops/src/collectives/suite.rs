@@ -39,6 +39,8 @@ type Claim = fn(&dyn Communicator) -> Outcome;
 
 /// Sizes with nothing, less than a rank each, an odd few, and many pieces with a ragged end.
 const SIZES: [usize; 4] = [0, 1, 7, 1_000_003];
+/// The same for checks that go through many cases.
+const SMALLER: [usize; 4] = [0, 1, 7, 300_007];
 
 fn sums_of_small_integers_are_exact(comm: &dyn Communicator) -> Outcome {
     for numel in SIZES {
@@ -88,7 +90,7 @@ fn operations_in_flight_complete_in_order(comm: &dyn Communicator) -> Outcome {
 }
 
 fn scatter_and_gather_make_an_all_reduce(comm: &dyn Communicator) -> Outcome {
-    for numel in [0, 1, 7, 300_007] {
+    for numel in SMALLER {
         let even = numel.div_ceil(comm.world_size());
         // Even shards; odd ones, the last short; large ones that leave some ranks none.
         for shard_numel in [even, even + even / 8 + 1, numel + 5] {
@@ -115,7 +117,7 @@ fn neighbours_of_a_view_are_left_alone(comm: &dyn Communicator) -> Outcome {
 
 fn broadcast_gives_the_roots_buffer(comm: &dyn Communicator) -> Outcome {
     for root in 0..comm.world_size() {
-        for numel in [0, 1, 7, 300_007] {
+        for numel in SMALLER {
             let buffer = filled(numel, |i| awkward(comm.rank(), i));
             comm.broadcast(&buffer, root).map_err(text)?;
             equal(&buffer, numel, |i| awkward(root, i))?;
