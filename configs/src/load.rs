@@ -332,6 +332,17 @@ max_steps = 10
     }
 
     #[test]
+    fn a_run_without_an_end_in_sight_can_be_saved_and_keeps_its_rate() {
+        for kind in ["cosine", "wsd"] {
+            let text =
+                GOOD.replace("max_steps = 10", &format!("max_steps = {}\nkind = \"{kind}\"", i64::MAX));
+            let config = load_text(&text, &[]).unwrap();
+            assert_eq!(parse(&config.to_toml()).unwrap(), config);
+            assert_eq!(config.lr(1000), 1e-3);
+        }
+    }
+
+    #[test]
     fn what_is_fixed_on_resume_is_told_and_what_is_free_is_not() {
         let earlier = load_text(GOOD, &[]).unwrap();
         let free =

@@ -202,7 +202,7 @@ impl RunConfig {
     /// The learning rate of the update that takes the run from `step` to `step + 1`.
     pub fn lr(&self, step: u64) -> f64 {
         let batch = self.batch.global_batch_tokens;
-        self.optim.lr * self.schedule.fraction((step + 1) * batch, self.max_steps() * batch)
+        self.optim.lr * self.schedule.fraction((step + 1) * batch, self.max_steps().saturating_mul(batch))
     }
 
     /// The configuration as TOML, in the keys that it is read from.
@@ -336,7 +336,8 @@ fn resolve_schedule(raw: RawSchedule, batch_tokens: u64, problems: &mut Vec<Prob
         }
     };
     let end_tokens = match budget {
-        Budget::MaxSteps(steps) => steps.saturating_mul(batch_tokens),
+        // The largest integer of TOML, in which the run is saved, is as good as for ever.
+        Budget::MaxSteps(steps) => steps.saturating_mul(batch_tokens).min(i64::MAX as u64),
         Budget::MaxTokens(tokens) => tokens,
     };
     let kind = raw.kind.unwrap_or(ScheduleKind::Cosine);

@@ -7,6 +7,9 @@ use std::path::Path;
 
 const EVERY_FIVE: &str = "--set checkpoint.every_steps=5";
 
+/// What happens to a file.
+type Damage = fn(&Path);
+
 /// A run of 15 steps on two ranks, with checkpoints of steps 5, 10 and 15.
 fn whole_run(name: &str) -> (Bench, Left) {
     let bench = Bench::new(name, 15);
@@ -30,7 +33,7 @@ fn cut_in_half(file: &Path) {
 #[test]
 fn a_damaged_newest_checkpoint_is_named_and_the_one_before_is_used() {
     let (bench, whole) = whole_run("newest");
-    let damages: [(&str, fn(&Path)); 3] = [
+    let damages: [(&str, Damage); 3] = [
         ("rank-00001.safetensors", flip_a_bit),
         ("rank-00000.safetensors", cut_in_half),
         ("manifest.json", |file| fs::remove_file(file).unwrap()),

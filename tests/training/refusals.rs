@@ -34,7 +34,7 @@ fn a_configuration_that_differs_in_what_is_fixed_is_refused_with_both_values() {
         "--fresh",
     ]);
     let free = "--set schedule.max_steps=6 --set eval.every_steps=2 --set checkpoint.keep_last=1 \
-                --set metrics.every_steps=1 --set checkpoint.every_steps=5 --set parallel.threads=2";
+                --set metrics.every_steps=1 --set checkpoint.every_steps=5";
     bench.train_alone("run", free).run().expect_code(0).expect_stderr(&["at step 5"]);
 }
 

@@ -95,3 +95,19 @@ fn fresh_moves_the_old_run_aside_and_starts_at_the_first_step() {
     assert_eq!(of_kind(&starts, "start").iter().map(|start| &start["step"]).collect::<Vec<_>>(), [0]);
     assert_ne!(new.of_steps("loss"), old);
 }
+
+#[test]
+fn a_start_that_is_overtaken_by_another_ends_and_does_no_harm() {
+    let bench = Bench::new("overtaken", 2000);
+    let often = "--set checkpoint.every_steps=5";
+    let mut first = bench.train_alone("run", often).start();
+    first.wait_for("is complete", 1);
+    let mut second = bench.train_alone("run", often).start();
+    second.wait_for("going on from", 1);
+    let told = ["generation 1 of the run in runs/run was overtaken by generation 2", "hint:"];
+    first.finish().expect_code(2).expect_stderr(&told);
+    second.wait_for("is complete", 1);
+    second.signal("USR1");
+    second.finish().expect_code(3);
+    bench.left("run").assert_repeats_agree();
+}

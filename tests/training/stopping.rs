@@ -20,22 +20,22 @@ fn stop(command: Command, ask: impl Fn(&Running)) {
 
 #[test]
 fn a_run_stopped_through_its_launcher_by_each_signal_equals_an_undisturbed_one() {
-    let bench = Bench::new("launcher", 60);
+    let bench = Bench::new("launcher", 40);
     let undisturbed = bench.trained("undisturbed", 2, SLOWER);
     for signal in ["TERM", "INT", "USR1"] {
         stop(bench.train("stopped", 2, SLOWER), |job| job.signal(signal));
     }
-    assert_same(&undisturbed, &bench.trained("stopped", 2, SLOWER), 60);
+    assert_same(&undisturbed, &bench.trained("stopped", 2, SLOWER), 40);
 }
 
 #[test]
 fn a_run_stopped_through_mpirun_or_any_rank_equals_an_undisturbed_one() {
-    let bench = Bench::new("any", 60);
+    let bench = Bench::new("any", 40);
     let undisturbed = bench.trained("undisturbed", 2, SLOWER);
     stop(bench.train_under_mpirun("stopped", 2, SLOWER), |job| job.signal("USR1"));
     stop(bench.train("stopped", 2, SLOWER), |job| job.signal_member("mpirun", "USR1"));
     stop(bench.train("stopped", 2, SLOWER), |job| job.signal_rank(1, "USR1"));
-    assert_same(&undisturbed, &bench.trained("stopped", 2, SLOWER), 60);
+    assert_same(&undisturbed, &bench.trained("stopped", 2, SLOWER), 40);
 }
 
 #[test]

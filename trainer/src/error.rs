@@ -105,6 +105,8 @@ impl TrainError {
             | TrainError::Comm(CommError::NoCommonWorld { .. })
             | TrainError::Checkpoint(
                 CheckpointError::NoneGood { .. }
+                // Starting again would overtake the other start in turn.
+                | CheckpointError::StaleGeneration { .. }
                 | CheckpointError::Layout { .. }
                 | CheckpointError::Damaged { .. },
             )

@@ -31,13 +31,18 @@ enum Command {
 
 fn main() {
     let cli = Cli::parse();
+    // Before anything that takes time: a signal that finds no handler ends the process.
+    let stop = StopFlag::on_signals().unwrap_or_else(|error| {
+        eprintln!("error: signal handlers: {error}");
+        std::process::exit(Exit::Failed.code());
+    });
     let comm = ops::collectives::init().unwrap_or_else(|error| {
         eprintln!("error: {error}");
         std::process::exit(TrainError::from(error).exit().code());
     });
     abort_on_panic(&*comm);
     let outcome = match &cli.command {
-        Command::Train { config, sets } => train(config, sets, &*comm),
+        Command::Train { config, sets } => train(config, sets, &*comm, &stop),
     };
     match outcome {
         Ok(exit) => match comm.finalize() {
@@ -57,9 +62,13 @@ fn main() {
     }
 }
 
-fn train(config: &std::path::Path, sets: &[String], comm: &dyn Communicator) -> Result<Exit, TrainError> {
-    let stop = StopFlag::on_signals().map_err(TrainError::io("signal handlers"))?;
+fn train(
+    config: &std::path::Path,
+    sets: &[String],
+    comm: &dyn Communicator,
+    stop: &StopFlag,
+) -> Result<Exit, TrainError> {
     let config: RunConfig = configs::load(config, sets, &dataloader::vocab_size)?;
     ops::device::configure_process(config.parallel.threads);
-    trainer::train(&config, comm, &stop)
+    trainer::train(&config, comm, stop)
 }

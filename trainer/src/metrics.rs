@@ -4,7 +4,7 @@
 use crate::timing::PhaseSeconds;
 use serde::{Serialize, Serializer};
 use std::fs::File;
-use std::io::{self, Read, Seek, SeekFrom, Write};
+use std::io::{self, Read, Write};
 use std::path::Path;
 use std::time::Duration;
 
@@ -144,12 +144,11 @@ impl Metrics {
         if rank != 0 {
             return Ok(Metrics { file: None });
         }
-        let mut file = File::options().create(true).truncate(false).read(true).write(true).open(path)?;
+        let mut file = File::options().create(true).read(true).append(true).open(path)?;
         let mut bytes = Vec::new();
         file.read_to_end(&mut bytes)?;
         let whole = bytes.iter().rposition(|&byte| byte == b'\n').map_or(0, |end| end + 1) as u64;
         file.set_len(whole)?;
-        file.seek(SeekFrom::Start(whole))?;
         Ok(Metrics { file: Some(file) })
     }
 
@@ -191,7 +190,8 @@ impl Pace {
 pub(crate) fn step_line(report: &StepReport, max_steps: u64, pace: &Pace) -> String {
     let left = match pace.seconds_per_step() {
         Some(seconds) => {
-            clock(Duration::from_secs_f64(seconds * max_steps.saturating_sub(report.step) as f64))
+            let seconds = seconds * max_steps.saturating_sub(report.step) as f64;
+            clock(Duration::try_from_secs_f64(seconds).unwrap_or(Duration::MAX))
         }
         None => "?".to_string(),
     };
@@ -250,11 +250,48 @@ mod tests {
     }
 
     #[test]
+    fn two_starts_of_a_run_do_not_write_over_each_other() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("metrics.jsonl");
+        let [mut old, mut new] = [0, 0].map(|rank| Metrics::open(&path, rank).unwrap());
+        for value in [0.1 + 0.2, 1.0, 1e-300] {
+            old.write(&eval(value)).unwrap();
+            new.write(&eval(0.5)).unwrap();
+        }
+        let text = std::fs::read_to_string(&path).unwrap();
+        assert!(text.lines().all(|line| serde_json::from_str::<serde_json::Value>(line).is_ok()), "{text}");
+        assert_eq!(text.lines().count(), 6);
+    }
+
+    #[test]
     fn other_ranks_write_nothing() {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("metrics.jsonl");
         Metrics::open(&path, 1).unwrap().write(&eval(1.0)).unwrap();
         assert!(!path.exists());
+    }
+
+    #[test]
+    fn a_run_without_an_end_in_sight_still_has_its_line() {
+        let mut pace = Pace::default();
+        [1.0, 1000.0].into_iter().for_each(|seconds| pace.note(seconds));
+        let report = StepReport {
+            step: 2,
+            tokens: 2,
+            first_sample: 1,
+            loss: 1.5,
+            lr: 1e-3,
+            grad_norm: 0.5,
+            tokens_per_second: 1.0,
+            mfu: 0.25,
+            seconds: 1000.0,
+            phases: PhaseSeconds::default(),
+        };
+        let line = step_line(&report, u64::MAX, &pace);
+        assert!(
+            line.contains("| loss 1.5000 | norm 0.500 | lr 1.00e-3 | 1 tokens/s | MFU 25.0 % | ETA "),
+            "{line}"
+        );
     }
 
     #[test]
