@@ -7,7 +7,7 @@ use configs::{Exit, RunConfig};
 use ops::collectives::{Communicator, abort_on_panic};
 use std::path::PathBuf;
 use std::time::Duration;
-use trainer::{StopFlag, TrainError};
+use trainer::{Log, Process, StopFlag, TrainError};
 
 /// One rank of a Phalanx run. `phalanx` starts it; so do mpirun and srun.
 #[derive(Parser)]
@@ -36,13 +36,15 @@ fn main() {
         eprintln!("error: signal handlers: {error}");
         std::process::exit(Exit::Failed.code());
     });
+    let log = Log::start();
     let comm = ops::collectives::init().unwrap_or_else(|error| {
         eprintln!("error: {error}");
         std::process::exit(TrainError::from(error).exit().code());
     });
+    log.joined(comm.rank());
     abort_on_panic(&*comm);
     let outcome = match &cli.command {
-        Command::Train { config, sets } => train(config, sets, &*comm, &stop),
+        Command::Train { config, sets } => train(config, sets, &*comm, &Process { stop, log }),
     };
     match outcome {
         Ok(exit) => match comm.finalize() {
@@ -66,9 +68,9 @@ fn train(
     config: &std::path::Path,
     sets: &[String],
     comm: &dyn Communicator,
-    stop: &StopFlag,
+    process: &Process,
 ) -> Result<Exit, TrainError> {
     let config: RunConfig = configs::load(config, sets, &dataloader::vocab_size)?;
     ops::device::configure_process(config.parallel.threads);
-    trainer::train(&config, comm, stop)
+    trainer::train(&config, comm, process)
 }

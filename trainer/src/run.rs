@@ -5,7 +5,7 @@ use crate::checkpoint::{CheckpointError, Checkpoints, Loaded, Publisher, StateKi
 use crate::error::TrainError;
 use crate::evaluation::Validation;
 use crate::generate::{Sampling, generate};
-use crate::log;
+use crate::log::Log;
 use crate::metrics::StartReport;
 use crate::model::Gpt;
 use crate::optimizer::Optimizer;
@@ -54,6 +54,7 @@ impl<'a> Run<'a> {
         config: &'a RunConfig,
         comm: &'a dyn Communicator,
         validation: Option<&Validation>,
+        log: &Log,
     ) -> Result<Run<'a>, TrainError> {
         let device = ops::device::select(config.parallel.device)?;
         let plan = config.batch_plan(comm.world_size())?;
@@ -75,7 +76,7 @@ impl<'a> Run<'a> {
 
         let folder = RunFolder::open(&config.run.dir)?;
         let log_path = folder.log_path(comm.rank());
-        log::start(comm.rank(), &log_path).map_err(TrainError::io(&log_path))?;
+        log.to_file(&log_path).map_err(TrainError::io(&log_path))?;
         // Looked at before the run is claimed: a start that is refused takes nothing from one that runs.
         let resume = newest_good(&folder, comm)?;
         if let Some(loaded) = &resume {

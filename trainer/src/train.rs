@@ -4,6 +4,7 @@
 use crate::engine::{GradientStep, MicroBatch};
 use crate::error::TrainError;
 use crate::evaluation::Validation;
+use crate::log::Log;
 use crate::metrics::StepReport;
 use crate::model::Gpt;
 use crate::optimizer::Optimizer;
@@ -16,13 +17,22 @@ use ops::collectives::Communicator;
 use std::time::Instant;
 use tracing::debug;
 
+/// What the process brings to a run: its signals and its log.
+#[derive(Debug)]
+pub struct Process {
+    /// Raised by signals.
+    pub stop: StopFlag,
+    /// Where it speaks.
+    pub log: Log,
+}
+
 /// Trains to the end of the schedule, or until a signal on any rank asks to stop.
 ///
 /// # Errors
 /// Whatever ends a run before its time; afterwards the communicator must be aborted, not used.
-pub fn train(config: &RunConfig, comm: &dyn Communicator, stop: &StopFlag) -> Result<Exit, TrainError> {
+pub fn train(config: &RunConfig, comm: &dyn Communicator, process: &Process) -> Result<Exit, TrainError> {
     let validation = Validation::open(config)?;
-    let mut run = Run::open(config, comm, validation.as_ref())?;
+    let mut run = Run::open(config, comm, validation.as_ref(), &process.log)?;
     let mut model = Gpt::zeros(&config.model, run.device)?;
     let mut optimizer = Optimizer::new(&config.optim, &model);
 
@@ -39,7 +49,7 @@ pub fn train(config: &RunConfig, comm: &dyn Communicator, stop: &StopFlag) -> Re
             run.reporter.eval(validation.run(&model, progress.step, comm)?)?;
         }
 
-        let (report, agreed) = train_step(&mut run, &mut model, &mut optimizer, &progress, stop)?;
+        let (report, agreed) = train_step(&mut run, &mut model, &mut optimizer, &progress, &process.stop)?;
         progress.advance(&run.plan);
         run.reporter.step(report)?;
 
