@@ -283,10 +283,18 @@ max_steps = 10
 
     #[test]
     fn a_batch_that_does_not_divide_names_the_two_that_do() {
-        let config = load_text(GOOD, &["batch.global_batch_tokens=80"]).unwrap();
+        let config = load_text(GOOD, &["batch.micro_batch=8"]).unwrap();
         assert!(config.batch_plan(1).is_ok());
-        let told = config.batch_plan(2).unwrap_err().to_string();
-        assert!(told.contains("64 and 96 work"), "{told}");
+        let told = config.batch_plan(3).unwrap_err().to_string();
+        assert!(told.contains("the smallest that works is 192"), "{told}");
+    }
+
+    #[test]
+    fn a_reproducible_run_needs_a_power_of_two_of_micro_batches() {
+        let told = problems(GOOD, &["batch.global_batch_tokens=96"]);
+        assert!(told.contains("6 micro-batches") && told.contains("batch.micro_batch = 6 makes 2"), "{told}");
+        let sets = ["batch.global_batch_tokens=96", "parallel.reproducible=false"];
+        assert!(load_text(GOOD, &sets).is_ok());
     }
 
     #[test]

@@ -80,7 +80,7 @@ section! {
 }
 section! {
     /// `[parallel]` as typed.
-    RawParallel { device: Device, threads: usize }
+    RawParallel { device: Device, threads: usize, reproducible: bool }
 }
 section! {
     /// `[checkpoint]` as typed.

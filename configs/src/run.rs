@@ -98,6 +98,8 @@ pub struct ParallelConfig {
     pub device: Device,
     /// Compute threads of each rank.
     pub threads: usize,
+    /// Whether the result may not depend, in any bit, on how many ranks made it.
+    pub reproducible: bool,
 }
 
 /// `[checkpoint]`
@@ -168,7 +170,11 @@ impl RunConfig {
         let parallel = ParallelConfig {
             device: raw.parallel.device.unwrap_or(Device::Auto),
             threads: raw.parallel.threads.unwrap_or(1),
+            reproducible: raw.parallel.reproducible.unwrap_or(true),
         };
+        if parallel.reproducible {
+            power_of_two(&batch, model.seq_len, &mut problems);
+        }
         at_least_one(parallel.threads as u64, "parallel.threads", &mut problems);
         let checkpoint = CheckpointConfig {
             every_steps: raw.checkpoint.every_steps.unwrap_or(1000),
@@ -369,6 +375,24 @@ fn required<T: Default>(value: Option<T>, key: &str, problems: &mut Vec<Problem>
         problems.push(Problem::key(key, "is missing and has no default".into()));
         T::default()
     })
+}
+
+/// A sum that does not depend on the number of ranks is a perfect binary tree over the micro-batches.
+fn power_of_two(batch: &BatchConfig, seq_len: usize, problems: &mut Vec<Problem>) {
+    let Ok(plan) = BatchPlan::new(batch.global_batch_tokens, batch.micro_batch.max(1), seq_len.max(1), 1)
+    else {
+        return; // refused where the number of ranks is known
+    };
+    let (m, odd) = (plan.micro_batches, plan.micro_batches >> plan.micro_batches.trailing_zeros());
+    if odd > 1 {
+        let larger = batch.micro_batch as u64 * odd;
+        let what = format!(
+            "{m} micro-batches a step (batch.global_batch_tokens / micro_batch / seq_len) are no power of two\n\
+             hint: batch.micro_batch = {larger} makes {} of them; or set parallel.reproducible = false",
+            m / odd
+        );
+        problems.push(Problem::key("parallel.reproducible", what));
+    }
 }
 
 fn at_least_one(value: u64, key: &str, problems: &mut Vec<Problem>) {

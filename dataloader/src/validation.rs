@@ -55,33 +55,23 @@ impl ValidationSet {
         self.data.source_bytes() as f64 * (self.n_targets() as f64 / (self.data.tokens() - 1) as f64)
     }
 
-    /// The windows of one rank: contiguous, in rank order, sizes differing by at most one. Some ranks
-    /// may have none.
-    pub fn share(&self, rank: usize, world_size: usize) -> Range<u64> {
-        let edge = |rank: usize| {
-            (u128::from(self.n_windows) * rank as u128 / world_size as u128) as u64 // below n_windows
-        };
-        edge(rank)..edge(rank + 1)
+    /// Rank `rank`'s share of the set among `world_size` ranks, as runs of at most `rows` windows of one
+    /// length: what a forward pass takes at a time. Whole runs are shared out, in order, so that a
+    /// window is computed beside the same others on any number of ranks. Some ranks may have none.
+    pub fn batches(&self, rows: usize, rank: usize, world_size: usize) -> Vec<Range<u64>> {
+        let rows = (rows as u64).max(1);
+        let whole = self.n_windows - u64::from(self.last_is_shorter()); // the shorter window goes alone
+        let runs = (0..whole).step_by(usize::try_from(rows).unwrap_or(usize::MAX));
+        let mut all: Vec<Range<u64>> =
+            runs.map(|start| start..whole.min(start.saturating_add(rows))).collect();
+        all.extend((whole < self.n_windows).then_some(whole..self.n_windows));
+        let edge = |rank: usize| (all.len() as u128 * rank as u128 / world_size as u128) as usize; // at most len
+        all[edge(rank)..edge(rank + 1)].to_vec()
     }
 
-    /// Runs of at most `rows` windows, all of one length, that cover `share` in order: what one
-    /// forward pass takes at a time.
-    pub fn batches(&self, share: Range<u64>, rows: usize) -> impl Iterator<Item = Range<u64>> + use<'_> {
-        let rows = (rows as u64).max(1);
-        let mut next = share.start;
-        std::iter::from_fn(move || {
-            let start = next;
-            if start >= share.end {
-                return None;
-            }
-            let mut end = share.end.min(start.saturating_add(rows));
-            if end - start > 1 && self.positions(end - 1).end - self.positions(end - 1).start <= self.seq_len
-            {
-                end -= 1; // the last, shorter window goes alone
-            }
-            next = end;
-            Some(start..end)
-        })
+    fn last_is_shorter(&self) -> bool {
+        let last = self.positions(self.n_windows - 1);
+        last.end - last.start <= self.seq_len
     }
 
     /// Replaces `tokens` with those of window j: at most `seq_len + 1`, at least 2.

@@ -294,7 +294,7 @@ proptest! {
         let set = ValidationSet::open(data, seq_len, max_tokens).unwrap();
         let mut targets = Vec::new();
         for rank in 0..world_size {
-            for windows in set.batches(set.share(rank, world_size), rows) {
+            for windows in set.batches(rows, rank, world_size) {
                 let batch = set.batch(windows).unwrap();
                 prop_assert!(batch.rows <= rows && batch.row_len <= seq_len + 1);
                 for row in batch.tokens.chunks(batch.row_len) {

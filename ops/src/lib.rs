@@ -9,6 +9,7 @@ pub mod collectives;
 pub mod device;
 mod error;
 mod flat;
+mod gradient_tree;
 mod loss;
 mod shim;
 
@@ -16,5 +17,6 @@ pub use adamw::{AdamWStep, Moments, NORM_CHUNK, adamw, sum_squares};
 pub use attention::attention;
 pub use error::OpsError;
 pub use flat::FlatSegment;
+pub use gradient_tree::{GradientTree, tree_total};
 pub use loss::Head;
 pub use shim::backward;

@@ -8,7 +8,7 @@ use ops::{AdamWStep, FlatSegment, Moments};
 use safetensors::{Dtype, SafeTensors};
 use std::path::Path;
 use tch::{Device, Kind, Tensor};
-use trainer::{Gpt, GradientStep, MicroBatch, Timing};
+use trainer::{Accumulation, Gpt, GradientStep, MicroBatch, Timing};
 
 /// Largest accepted ‖a - b‖ / ‖b‖. PyTorch's own fp32 is up to 1.1e-6 from float64 on these models.
 const TOLERANCE: f64 = 1e-5;
@@ -66,9 +66,10 @@ fn check_model(file: &str, attention: Vec<Pattern>) {
     assert_close("logits", &logits.view([-1, 48, 257]), &golden.get("logits"));
 
     let (comm, mut timing) = (Solo::new(), Timing::default());
-    let mut step = GradientStep::begin(&mut model, &comm, &mut timing);
-    let nats = step.add(&batch, 1.0 / targets, true).unwrap();
-    step.finish().unwrap();
+    let mut sums = Accumulation::new(&model, 1, true);
+    let mut step = GradientStep::begin(&mut model, &comm, &mut timing, &mut sums);
+    step.add(&batch, 1.0 / targets).unwrap();
+    let nats = step.finish().unwrap().nats;
     let loss = golden.get("loss").double_value(&[0]);
     assert!((nats / targets / loss - 1.0).abs() < 1e-6, "loss {} is not {loss}", nats / targets);
     for segment in model.segments() {
@@ -102,20 +103,22 @@ fn two_micro_batches_add_up_to_the_gradient_of_their_union() {
     let mut model = Gpt::zeros(&config, Device::Cpu).unwrap();
     model.init(5);
     let tokens: Vec<i64> = (0..4 * 17).map(|i| (i * i * 7 + 3 * i) % 100).collect();
-    let gradient = |model: &mut Gpt, parts: &[&[i64]]| {
+    let gradient = |model: &mut Gpt, parts: &[&[i64]], reproducible| {
         let (comm, mut timing) = (Solo::new(), Timing::default());
-        let mut step = GradientStep::begin(model, &comm, &mut timing);
-        for (i, part) in parts.iter().enumerate() {
-            let batch = MicroBatch::from_rows(part, 17, Device::Cpu);
-            step.add(&batch, 1.0 / 64.0, i + 1 == parts.len()).unwrap();
+        let mut sums = Accumulation::new(model, parts.len() as u64, reproducible);
+        let mut step = GradientStep::begin(model, &comm, &mut timing, &mut sums);
+        for part in parts {
+            step.add(&MicroBatch::from_rows(part, 17, Device::Cpu), 1.0 / 64.0).unwrap();
         }
         step.finish().unwrap();
         model.segments().iter().map(|segment| segment.grad().copy()).collect::<Vec<Tensor>>()
     };
-    let whole = gradient(&mut model, &[&tokens]);
-    let halves = gradient(&mut model, &[&tokens[..34], &tokens[34..]]);
-    for (i, (whole, halves)) in whole.iter().zip(&halves).enumerate() {
-        assert_close(&format!("segment {i}"), halves, whole);
+    let whole = gradient(&mut model, &[&tokens], true);
+    for reproducible in [false, true] {
+        let halves = gradient(&mut model, &[&tokens[..34], &tokens[34..]], reproducible);
+        for (i, (whole, halves)) in whole.iter().zip(&halves).enumerate() {
+            assert_close(&format!("segment {i}"), halves, whole);
+        }
     }
 }
 

@@ -5,6 +5,7 @@
 use crate::error::TrainError;
 use crate::model::Gpt;
 use crate::timing::{Phase, Timing};
+use ops::GradientTree;
 use ops::collectives::{Communicator, Operation, Pending};
 use tch::{Device, Tensor};
 
@@ -31,22 +32,54 @@ pub struct GradientStep<'a> {
     model: &'a Gpt,
     comm: &'a dyn Communicator,
     timing: &'a mut Timing,
+    sums: &'a mut Accumulation,
+    losses: Vec<f64>,
     in_flight: Vec<Pending>,
+}
+
+/// How a rank's micro-batches of a step are added up; lives from step to step.
+#[derive(Debug)]
+pub struct Accumulation {
+    grad_accum_steps: u64,
+    /// `None`: one after the other, in the gradient buffers themselves.
+    tree: Option<GradientTree>,
+}
+
+impl Accumulation {
+    /// For a model and a rank's micro-steps; in a tree if the result may not depend on the ranks.
+    pub fn new(model: &Gpt, grad_accum_steps: u64, reproducible: bool) -> Accumulation {
+        let tree = reproducible.then(|| GradientTree::new(model.segments(), grad_accum_steps));
+        Accumulation { grad_accum_steps, tree }
+    }
+}
+
+/// A step's gradient, complete in the flat buffers of every rank.
+#[derive(Debug, Clone, Copy)]
+pub struct Gradient {
+    /// The sum of this rank's losses, in nats.
+    pub nats: f64,
+    /// The global L2 norm, before clipping.
+    pub norm: f64,
 }
 
 impl<'a> GradientStep<'a> {
     /// A step whose gradient starts at zero.
-    pub fn begin(model: &'a mut Gpt, comm: &'a dyn Communicator, timing: &'a mut Timing) -> GradientStep<'a> {
+    pub fn begin(
+        model: &'a mut Gpt,
+        comm: &'a dyn Communicator,
+        timing: &'a mut Timing,
+        sums: &'a mut Accumulation,
+    ) -> GradientStep<'a> {
         model.segments_mut().iter_mut().for_each(ops::FlatSegment::zero_grad);
-        GradientStep { model, comm, timing, in_flight: Vec::new() }
+        GradientStep { model, comm, timing, sums, losses: Vec::new(), in_flight: Vec::new() }
     }
 
-    /// Adds the gradient of the micro-batch's summed loss times `scale`, and returns that sum in nats.
-    /// With `last`, each segment's gradient leaves once it is complete.
+    /// Adds the gradient of the micro-batch's summed loss times `scale`. In the last micro-step each
+    /// segment's gradient leaves once it is complete.
     ///
     /// # Errors
     /// What libtorch or the communicator says.
-    pub fn add(&mut self, batch: &MicroBatch, scale: f64, last: bool) -> Result<f64, TrainError> {
+    pub fn add(&mut self, batch: &MicroBatch, scale: f64) -> Result<(), TrainError> {
         let model = self.model;
         let n_layer = model.config().n_layer;
 
@@ -69,18 +102,19 @@ impl<'a> GradientStep<'a> {
             model.head().loss_and_grad(&rows, &batch.targets.view([-1]), model.head_grad(), scale)
         });
         ops::backward(&hidden, &hidden_grad.view_as(&hidden))?;
-        self.leave(last, model.norm_segment())?;
+        self.complete(model.norm_segment())?;
         for layer in (0..n_layer).rev() {
             let grad = inputs.pop().map(|input| input.grad()).expect("one input per segment");
             let output = outputs.pop().expect("one output per block");
             ops::backward(&output, &grad)?;
-            self.leave(last, model.block_segment(layer))?;
+            self.complete(model.block_segment(layer))?;
         }
         tch::no_grad(|| model.embed_backward(&batch.inputs, &inputs[0].grad()));
-        self.leave(last, 1)?;
-        self.leave(last, 0)?; // tied: complete only now
+        self.complete(1)?;
+        self.complete(0)?; // tied: complete only now
+        self.losses.push(loss);
         self.timing.add(Phase::Backward, started);
-        Ok(loss)
+        Ok(())
     }
 
     /// Runs `body` on the step's clock, under `phase`.
@@ -91,19 +125,23 @@ impl<'a> GradientStep<'a> {
         result
     }
 
-    fn leave(&mut self, last: bool, segment: usize) -> Result<(), TrainError> {
-        if last {
-            let gradient = self.model.segments()[segment].grad();
-            self.in_flight.push(self.comm.start(Operation::AllReduce, gradient)?);
+    /// The micro-batch's gradient of a segment is in its buffer.
+    fn complete(&mut self, index: usize) -> Result<(), TrainError> {
+        let (segment, leaf) = (&self.model.segments()[index], self.losses.len() as u64);
+        if let Some(tree) = &mut self.sums.tree {
+            tree.add_leaf(segment, index, leaf);
+        }
+        if leaf + 1 == self.sums.grad_accum_steps {
+            self.in_flight.push(self.comm.start(Operation::AllReduce, segment.grad())?);
         }
         Ok(())
     }
 
-    /// Waits until every segment's gradient is the sum over all ranks, and returns its global L2 norm.
+    /// Waits until every segment's gradient is the sum over all ranks.
     ///
     /// # Errors
     /// A failed collective.
-    pub fn finish(self) -> Result<f64, TrainError> {
+    pub fn finish(self) -> Result<Gradient, TrainError> {
         let started = self.timing.now();
         self.in_flight.into_iter().try_for_each(Pending::wait)?;
         let started = self.timing.add(Phase::Reduce, started);
@@ -112,6 +150,6 @@ impl<'a> GradientStep<'a> {
             sum += ops::sum_squares(segment.grad())?;
         }
         self.timing.add(Phase::Optimizer, started);
-        Ok(sum.sqrt())
+        Ok(Gradient { nats: ops::tree_total(&self.losses), norm: sum.sqrt() })
     }
 }

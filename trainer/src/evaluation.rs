@@ -44,22 +44,24 @@ impl Validation {
         comm: &dyn Communicator,
     ) -> Result<EvalReport, TrainError> {
         let started = Instant::now();
-        let share = self.set.share(comm.rank(), comm.world_size());
-        let mut totals = [0.0, 0.0]; // nats, targets
-        for windows in self.set.batches(share, self.micro_batch) {
+        // The ranks' sums are gathered, not reduced, and added in the order of the text: the result
+        // does not depend on their number.
+        let mut sums = Vec::new();
+        for windows in self.set.batches(self.micro_batch, comm.rank(), comm.world_size()) {
             let batch = self.set.batch(windows)?;
             let rows = MicroBatch::from_rows(&batch.tokens, batch.row_len, model.device());
             let hidden = model.hidden(&rows.inputs).reshape([-1, model.config().n_embd as i64]);
-            totals[0] += tch::no_grad(|| model.head().loss(&hidden, &rows.targets.reshape([-1])));
-            totals[1] += rows.targets.numel() as f64;
+            let nats = tch::no_grad(|| model.head().loss(&hidden, &rows.targets.reshape([-1])));
+            sums.extend(nats.to_le_bytes());
         }
-        comm.all_reduce_f64(&mut totals)?;
-        let [nats, targets] = totals;
+        let sums = comm.all_gather_bytes(&sums)?.concat();
+        let nats: f64 = sums.as_chunks().0.iter().map(|eight| f64::from_le_bytes(*eight)).sum();
+        let targets = self.set.n_targets();
         Ok(EvalReport {
             step,
-            val_loss: nats / targets,
+            val_loss: nats / targets as f64,
             bits_per_byte: nats / std::f64::consts::LN_2 / self.set.source_bytes(),
-            targets: targets as u64,
+            targets,
             seconds: started.elapsed().as_secs_f64(),
         })
     }

@@ -24,7 +24,7 @@ mod report;
 mod error;
 mod generate;
 
-pub use engine::{GradientStep, MicroBatch};
+pub use engine::{Accumulation, Gradient, GradientStep, MicroBatch};
 pub use error::TrainError;
 pub use generate::{Sampling, generate};
 pub use log::Log;

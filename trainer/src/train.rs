@@ -1,7 +1,7 @@
 //! The training loop. Everything here runs on every rank, in the same order; what only rank 0 does is
 //! hidden inside `report` and `saving`.
 
-use crate::engine::{GradientStep, MicroBatch};
+use crate::engine::{Accumulation, GradientStep, MicroBatch};
 use crate::error::TrainError;
 use crate::evaluation::Validation;
 use crate::log::Log;
@@ -12,7 +12,7 @@ use crate::run::Run;
 use crate::saving::{Agreed, Progress};
 use crate::stop::StopFlag;
 use crate::timing::{Phase, Timing};
-use configs::{Exit, RunConfig};
+use configs::{BatchPlan, Exit, RunConfig};
 use ops::collectives::Communicator;
 use std::time::Instant;
 use tracing::debug;
@@ -26,6 +26,13 @@ pub struct Process {
     pub log: Log,
 }
 
+/// What a step changes: the weights, the optimizer's state, and the sums on the way there.
+struct Learner {
+    model: Gpt,
+    optimizer: Optimizer,
+    sums: Accumulation,
+}
+
 /// Trains to the end of the schedule, or until a signal on any rank asks to stop.
 ///
 /// # Errors
@@ -33,11 +40,13 @@ pub struct Process {
 pub fn train(config: &RunConfig, comm: &dyn Communicator, process: &Process) -> Result<Exit, TrainError> {
     let validation = Validation::open(config)?;
     let mut run = Run::open(config, comm, validation.as_ref(), &process.log)?;
-    let mut model = Gpt::zeros(&config.model, run.device)?;
-    let mut optimizer = Optimizer::new(&config.optim, &model);
+    let model = Gpt::zeros(&config.model, run.device)?;
+    let optimizer = Optimizer::new(&config.optim, &model);
+    let sums = Accumulation::new(&model, run.plan.grad_accum_steps, config.parallel.reproducible);
+    let mut learner = Learner { model, optimizer, sums };
 
     // Resume or start: afterwards every rank holds the same weights.
-    let mut progress = run.restore(&mut model, &mut optimizer)?;
+    let mut progress = run.restore(&mut learner.model, &mut learner.optimizer)?;
     if progress.step >= config.max_steps() {
         return Ok(run.already_finished(&progress));
     }
@@ -46,10 +55,10 @@ pub fn train(config: &RunConfig, comm: &dyn Communicator, process: &Process) -> 
     while progress.step < config.max_steps() {
         if let Some(validation) = validation.as_ref().filter(|_| due(progress.step, config.eval.every_steps))
         {
-            run.reporter.eval(validation.run(&model, progress.step, comm)?)?;
+            run.reporter.eval(validation.run(&learner.model, progress.step, comm)?)?;
         }
 
-        let (report, agreed) = train_step(&mut run, &mut model, &mut optimizer, &progress, &process.stop)?;
+        let (report, agreed) = train_step(&mut run, &mut learner, &progress, &process.stop)?;
         progress.advance(&run.plan);
         run.reporter.step(report)?;
 
@@ -59,15 +68,15 @@ pub fn train(config: &RunConfig, comm: &dyn Communicator, process: &Process) -> 
             break;
         }
         if progress.step.is_multiple_of(config.checkpoint.every_steps) {
-            run.saver.save(&progress, &model, &optimizer, &mut run.reporter)?;
+            run.saver.save(&progress, &learner.model, &learner.optimizer, &mut run.reporter)?;
         }
     }
 
     if let (Some(validation), Exit::Done) = (&validation, exit) {
-        run.reporter.eval(validation.run(&model, progress.step, comm)?)?;
+        run.reporter.eval(validation.run(&learner.model, progress.step, comm)?)?;
     }
-    run.saver.save_last(&progress, &model, &optimizer, &mut run.reporter)?;
-    run.finish(&progress, &model, exit)
+    run.saver.save_last(&progress, &learner.model, &learner.optimizer, &mut run.reporter)?;
+    run.finish(&progress, &learner.model, exit)
 }
 
 /// Every `every` steps from the first on; with 0 the first only.
@@ -79,60 +88,62 @@ fn due(step: u64, every: u64) -> bool {
 /// what the ranks agree on.
 fn train_step(
     run: &mut Run<'_>,
-    model: &mut Gpt,
-    optimizer: &mut Optimizer,
+    learner: &mut Learner,
     progress: &Progress,
     stop: &StopFlag,
 ) -> Result<(StepReport, Agreed), TrainError> {
     let (comm, plan, started) = (run.comm, &run.plan, Instant::now());
+    let Learner { model, optimizer, sums } = learner;
     let mut timing = Timing::default();
-    let mut nats = 0.0;
 
-    let mut gradient = GradientStep::begin(model, comm, &mut timing);
+    let mut step = GradientStep::begin(model, comm, &mut timing, sums);
     for micro_step in 0..plan.grad_accum_steps {
         let samples = plan.samples(progress.samples, comm.rank(), micro_step);
         debug!("step {} samples {}..{}", progress.step + 1, samples.start, samples.end);
-        let batch = gradient.time(Phase::Data, || run.samples.batch(samples))?;
+        let batch = step.time(Phase::Data, || run.samples.batch(samples))?;
         let batch = MicroBatch::from_rows(&batch.tokens, batch.row_len, run.device);
         // The sum over all targets of the global batch, divided by their number: so ranks only add.
-        let scale = 1.0 / plan.global_tokens() as f64;
-        nats += gradient.add(&batch, scale, micro_step + 1 == plan.grad_accum_steps)?;
+        step.add(&batch, 1.0 / plan.global_tokens() as f64)?;
     }
-    let grad_norm = gradient.finish()?;
+    let gradient = step.finish()?;
 
     // What follows is decided on reduced values, so that every rank takes the same way.
-    let (loss, agreed) = run.saver.agree(nats, stop)?;
-    let loss = loss / plan.global_tokens() as f64;
-    if !loss.is_finite() || !grad_norm.is_finite() {
-        let first_sample = progress.samples;
-        let end_sample = first_sample + plan.samples_per_step();
-        return Err(TrainError::NotFinite {
-            step: progress.step + 1,
-            loss,
-            grad_norm,
-            first_sample,
-            end_sample,
-        });
-    }
+    let (nats, agreed) = run.saver.agree(gradient.nats, stop)?;
+    let loss = nats / plan.global_tokens() as f64;
+    require_finite(loss, gradient.norm, progress, plan)?;
     let lr = run.config.lr(progress.step);
     let update = timing.now();
-    optimizer.update(model, progress.step, lr, grad_norm)?;
+    optimizer.update(model, progress.step, lr, gradient.norm)?;
     timing.add(Phase::Optimizer, update);
 
     let seconds = started.elapsed().as_secs_f64();
+    let flops = run.config.model.flops_per_sequence() * plan.samples_per_step() as f64;
     let report = StepReport {
         step: progress.step + 1,
         tokens: progress.tokens(plan) + plan.global_tokens(),
         first_sample: progress.samples,
         loss,
         lr,
-        grad_norm,
+        grad_norm: gradient.norm,
         tokens_per_second: plan.global_tokens() as f64 / seconds,
-        mfu: run.config.model.flops_per_sequence() * plan.samples_per_step() as f64
-            / seconds
-            / run.peak_flops,
+        mfu: flops / seconds / run.peak_flops,
         seconds,
         phases: timing.take(),
     };
     Ok((report, agreed))
+}
+
+/// Nobody moves on a bad number.
+fn require_finite(
+    loss: f64,
+    grad_norm: f64,
+    progress: &Progress,
+    plan: &BatchPlan,
+) -> Result<(), TrainError> {
+    if loss.is_finite() && grad_norm.is_finite() {
+        return Ok(());
+    }
+    let first_sample = progress.samples;
+    let end_sample = first_sample + plan.samples_per_step();
+    Err(TrainError::NotFinite { step: progress.step + 1, loss, grad_norm, first_sample, end_sample })
 }
