@@ -1,8 +1,8 @@
 //! Going on where a run stopped: after a kill, on other ranks, at the end, and not at all.
 
+use crate::Bench;
 use crate::left::assert_same;
 use crate::support::of_kind;
-use crate::{Bench, assert_close};
 use std::ops::Range;
 
 /// 32 samples a step, so that there is time to kill between two checkpoints.
