@@ -48,3 +48,18 @@ fn one_rank_alone_stops_and_goes_on_too() {
     bench.train_alone("stopped", SLOWER).run().expect_code(0);
     assert_same(&bench.left("undisturbed"), &bench.left("stopped"), 40);
 }
+
+#[test]
+fn a_run_whose_last_checkpoint_cannot_be_written_says_so_and_does_not_end_well() {
+    let bench = Bench::new("unsaved", 40);
+    let mut job = bench.train("unsaved", 2, SLOWER).start();
+    job.wait_for("step 5/", 1);
+    // A file where the folder should be: what a full or broken disk is to the run.
+    let checkpoints = bench.left("unsaved").folder().join("checkpoints");
+    std::fs::rename(&checkpoints, checkpoints.with_extension("gone")).unwrap();
+    std::fs::write(&checkpoints, "").unwrap();
+    job.finish().expect_code(1).expect_stderr(&[
+        "warning: no checkpoint of step 40, training goes on",
+        "step 40: the last checkpoint could not be written into runs/unsaved/checkpoints",
+    ]);
+}

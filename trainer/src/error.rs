@@ -73,6 +73,17 @@ pub enum TrainError {
     /// A checkpoint cannot be written or read.
     #[error(transparent)]
     Checkpoint(#[from] CheckpointError),
+    /// The last checkpoint of a run could not be written; why stands in the log.
+    #[error(
+        "step {step}: the last checkpoint could not be written into {}; the run is as it was at the one \
+         before\nhint: make room or mend the folder, and the same command goes on from there", folder.display()
+    )]
+    NotSaved {
+        /// The step that is lost.
+        step: u64,
+        /// Where it should have gone.
+        folder: PathBuf,
+    },
     /// The run folder cannot be used.
     #[error(transparent)]
     Folder(#[from] FileError),
@@ -111,7 +122,8 @@ impl TrainError {
                 | CheckpointError::Damaged { .. },
             )
             | TrainError::Ops(OpsError::NoCuda { .. }) => Exit::UserError,
-            TrainError::Ops(_)
+            TrainError::NotSaved { .. }
+            | TrainError::Ops(_)
             | TrainError::Comm(_)
             | TrainError::Checkpoint(_)
             | TrainError::Folder(_)

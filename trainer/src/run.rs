@@ -120,7 +120,7 @@ impl<'a> Run<'a> {
                 let state = loaded.state();
                 self.saver.resumed_at(state.step);
                 info!("going on from {} at step {}", loaded.folder().display(), state.step);
-                Progress { step: state.step, samples: state.samples }
+                Progress { step: state.step, samples: state.samples, tokens: state.tokens }
             }
             None => {
                 model.init(self.config.run.seed);

@@ -25,6 +25,8 @@ pub(crate) struct Progress {
     pub(crate) step: u64,
     /// Samples consumed.
     pub(crate) samples: u64,
+    /// Tokens trained on.
+    pub(crate) tokens: u64,
 }
 
 impl Progress {
@@ -32,11 +34,7 @@ impl Progress {
     pub(crate) fn advance(&mut self, plan: &BatchPlan) {
         self.step += 1;
         self.samples += plan.samples_per_step();
-    }
-
-    /// Tokens trained on.
-    pub(crate) fn tokens(&self, plan: &BatchPlan) -> u64 {
-        self.samples * plan.seq_len as u64
+        self.tokens += plan.global_tokens();
     }
 }
 
@@ -60,7 +58,8 @@ pub(crate) struct Saver<'a> {
     keep_last: usize,
     template: TrainState,
     in_flight: Option<InFlight>,
-    last_saved: Option<u64>,
+    /// The newest step that is complete on disk, as rank 0 knows it.
+    published: Option<u64>,
 }
 
 #[derive(Debug)]
@@ -81,7 +80,7 @@ impl<'a> Saver<'a> {
     ) -> Saver<'a> {
         let publisher = Publisher::new(folder, generation);
         let folder = folder.clone();
-        Saver { comm, folder, publisher, generation, keep_last, template, in_flight: None, last_saved: None }
+        Saver { comm, folder, publisher, generation, keep_last, template, in_flight: None, published: None }
     }
 
     /// The step's small reduction: the sum of `nats` over the ranks, and what they agree on.
@@ -89,7 +88,6 @@ impl<'a> Saver<'a> {
     /// # Errors
     /// A failed collective.
     pub(crate) fn agree(&mut self, nats: f64, stop: &StopFlag) -> Result<(f64, Agreed), TrainError> {
-        let flag = |up: bool| f64::from(u8::from(up));
         let outcome = self.in_flight.as_mut().and_then(|flight| flight.writer.finished());
         let (ended, failed) = (outcome.is_some(), matches!(outcome, Some(Err(_))));
         let mut values = [nats, flag(stop.is_raised()), flag(ended), flag(failed)];
@@ -118,14 +116,11 @@ impl<'a> Saver<'a> {
                 warn!("no checkpoint of step {step}: a rank could not write its part");
                 return self.publisher.abandon(step).or_else(|error| go_on_without(step, error));
             }
-            let state = TrainState {
-                step,
-                samples: progress.samples,
-                tokens: progress.samples * self.tokens_per_sample(),
-                ..self.template.clone()
-            };
+            let Progress { step, samples, tokens } = progress;
+            let state = TrainState { step, samples, tokens, ..self.template.clone() };
             match self.publisher.publish(&state, self.comm.world_size()) {
                 Ok(_) => {
+                    self.published = Some(step);
                     let folder = format!("checkpoints/{}", step_folder(step));
                     let seconds = started.elapsed().as_secs_f64();
                     reporter.checkpoint(CheckpointReport { step, folder, seconds })?;
@@ -141,12 +136,7 @@ impl<'a> Saver<'a> {
 
     /// Notes that the checkpoint of this step is on disk already.
     pub(crate) fn resumed_at(&mut self, step: u64) {
-        self.last_saved = Some(step);
-    }
-
-    fn tokens_per_sample(&self) -> u64 {
-        // The position embedding has one row for each token of a sample.
-        self.template.segments[1].tensors[0].shape[0] as u64
+        self.published = Some(step);
     }
 
     /// Takes a snapshot and starts to write it. Collective; waits for one that is still being written.
@@ -173,7 +163,6 @@ impl<'a> Saver<'a> {
             let started = Instant::now();
             let writer = CheckpointWriter::start(&self.folder, self.snapshot(progress, model, optimizer));
             self.in_flight = Some(InFlight { writer, progress: *progress, started });
-            self.last_saved = Some(progress.step);
         }
         Ok(())
     }
@@ -181,7 +170,7 @@ impl<'a> Saver<'a> {
     /// Saves the end of a run, unless that step is saved already, and waits until it is complete.
     ///
     /// # Errors
-    /// As [`Saver::save`].
+    /// As [`Saver::save`], and `NotSaved`: a run does not end well while its end is nowhere.
     pub(crate) fn save_last(
         &mut self,
         progress: &Progress,
@@ -189,10 +178,23 @@ impl<'a> Saver<'a> {
         optimizer: &Optimizer,
         reporter: &mut Reporter,
     ) -> Result<(), TrainError> {
-        if self.last_saved != Some(progress.step) {
-            self.save(progress, model, optimizer, reporter)?;
+        self.complete(reporter)?;
+        if self.is_published(progress.step)? {
+            return Ok(());
         }
-        self.complete(reporter)
+        self.save(progress, model, optimizer, reporter)?;
+        self.complete(reporter)?;
+        if self.is_published(progress.step)? {
+            return Ok(());
+        }
+        Err(TrainError::NotSaved { step: progress.step, folder: self.folder.checkpoints_dir() })
+    }
+
+    /// Whether the checkpoint of a step is complete on disk. Collective: rank 0 knows.
+    fn is_published(&self, step: u64) -> Result<bool, TrainError> {
+        let mut known = [flag(self.comm.rank() == 0 && self.published == Some(step))];
+        self.comm.all_reduce_f64(&mut known)?;
+        Ok(known != [0.0])
     }
 
     /// Waits for the checkpoint in flight, on every rank, and publishes it.
@@ -224,6 +226,10 @@ impl<'a> Saver<'a> {
         }
         Snapshot { step: progress.step, generation: self.generation, rank, world_size, slices }
     }
+}
+
+fn flag(up: bool) -> f64 {
+    f64::from(u8::from(up))
 }
 
 fn copy_out(flat: &Tensor) -> Vec<f32> {

@@ -120,7 +120,7 @@ fn train_step(
     let flops = run.config.model.flops_per_sequence() * plan.samples_per_step() as f64;
     let report = StepReport {
         step: progress.step + 1,
-        tokens: progress.tokens(plan) + plan.global_tokens(),
+        tokens: progress.tokens + plan.global_tokens(),
         first_sample: progress.samples,
         loss,
         lr,
