@@ -9,6 +9,7 @@ mod batch;
 mod exit;
 mod load;
 mod model;
+mod parallel;
 mod pattern;
 mod random;
 mod raw;
@@ -19,13 +20,14 @@ mod segments;
 pub use batch::{BatchError, BatchPlan};
 pub use exit::Exit;
 pub use load::{ConfigError, Problem, load, parse};
-pub use model::ModelConfig;
+pub use model::{ModelConfig, Norm};
+pub use parallel::{Device, Dtype, ParallelConfig, Recompute, Shard};
 pub use pattern::{Pattern, PatternError};
 pub use random::Philox;
 pub use raw::RawConfig;
 pub use run::{
-    BatchConfig, CheckpointConfig, DataConfig, Device, EvalConfig, MetricsConfig, OptimConfig,
-    ParallelConfig, RunConfig, RunSection,
+    BatchConfig, BatchRamp, CheckpointConfig, DataConfig, EvalConfig, GuardConfig, MetricsConfig,
+    OptimConfig, RunConfig, RunSection,
 };
 pub use schedule::{Budget, Schedule, ScheduleKind};
 pub use segments::{Init, SegmentSpec, TensorSpec, segments};

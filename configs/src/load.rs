@@ -334,9 +334,52 @@ max_steps = 10
 
     #[test]
     fn the_resolved_config_reads_back_as_itself() {
-        let config = load_text(GOOD, &["data.val=data/val", "eval.max_tokens=100"]).unwrap();
-        assert_eq!(parse(&config.to_toml()).unwrap(), config);
-        assert_eq!(load_text(&config.to_toml(), &[]).unwrap(), config);
+        let sets = [
+            "data.val=data/val",
+            "eval.max_tokens=100",
+            "batch.ramp_start_tokens=32",
+            "batch.ramp_tokens=640",
+            "guard.spike_factor=1.5",
+            "parallel.shard=gradients",
+            "parallel.reproducible=false",
+            "model.norm=post",
+            "model.dropout=0.1",
+        ];
+        for sets in [&sets[..], &[]] {
+            let config = load_text(GOOD, sets).unwrap();
+            assert_eq!(parse(&config.to_toml()).unwrap(), config);
+            assert_eq!(load_text(&config.to_toml(), &[]).unwrap(), config);
+        }
+    }
+
+    #[test]
+    fn a_run_saved_before_a_key_existed_reads_with_the_keys_default() {
+        let config = load_text(GOOD, &[]).unwrap();
+        let later = ["norm", "dropout", "shard", "recompute", "dtype"].map(|key| format!("{key} = "));
+        let is_later = |line: &&str| later.iter().any(|key| line.starts_with(key.as_str()));
+        let text = config.to_toml().replace("[guard]\nreplica_check_steps = 0\n", "");
+        let old: Vec<&str> = text.lines().filter(|line| !is_later(line)).collect();
+        assert_eq!(old.len() + later.len(), text.lines().count());
+        assert_eq!(parse(&old.join("\n")).unwrap(), config);
+    }
+
+    #[test]
+    fn half_a_ramp_and_values_out_of_range_are_refused() {
+        let told = problems(GOOD, &["batch.ramp_tokens=640", "model.dropout=1.0", "guard.spike_factor=0.5"]);
+        assert!(told.contains("batch.ramp_start_tokens: is missing"), "{told}");
+        assert!(told.contains("model.dropout: 1 does not lie in [0, 1)"), "{told}");
+        assert!(told.contains("guard.spike_factor: 0.5 is not above 1"), "{told}");
+    }
+
+    #[test]
+    fn reproducible_goes_by_the_device_unless_it_is_said() {
+        let run = |sets: &[&str]| load_text(GOOD, sets).unwrap();
+        assert_eq!([true, false].map(|on_cpu| run(&[]).reproducible(on_cpu)), [true, false]);
+        assert!(run(&["parallel.reproducible=true"]).reproducible(false));
+        assert!(!run(&["parallel.reproducible=false"]).reproducible(true));
+        // What may turn out to be reproducible needs whole trees; what cannot does not.
+        assert!(load_text(GOOD, &["batch.global_batch_tokens=96", "parallel.device=cuda"]).is_ok());
+        assert!(load_text(GOOD, &["batch.global_batch_tokens=96", "parallel.device=auto"]).is_err());
     }
 
     #[test]
@@ -353,11 +396,22 @@ max_steps = 10
     #[test]
     fn what_is_fixed_on_resume_is_told_and_what_is_free_is_not() {
         let earlier = load_text(GOOD, &[]).unwrap();
-        let free =
-            ["schedule.max_steps=99", "eval.every_steps=5", "checkpoint.every_steps=7", "parallel.threads=2"];
+        let free = [
+            "schedule.max_steps=99",
+            "eval.every_steps=5",
+            "checkpoint.every_steps=7",
+            "parallel.threads=2",
+            "parallel.shard=parameters",
+            "parallel.recompute=full",
+            "parallel.reproducible=true",
+            "guard.spike_factor=2.0",
+        ];
         assert!(load_text(GOOD, &free).unwrap().fixed_differences(&earlier).is_empty());
         let fixed = load_text(GOOD, &["model.n_layer=4", "run.seed=1", "batch.micro_batch=1"]).unwrap();
         let told = fixed.fixed_differences(&earlier).join("\n");
+        let ramp = ["batch.ramp_start_tokens=32", "batch.ramp_tokens=640"];
+        let told_of_ramp = earlier.fixed_differences(&load_text(GOOD, &ramp).unwrap()).join("\n");
+        assert!(told_of_ramp.contains("batch.ramp_tokens is nothing, the checkpoint was made with 640"));
         for line in
             ["model.n_layer is 4, the checkpoint was made with 2", "run.seed is 1", "batch.micro_batch is 1"]
         {

@@ -3,7 +3,18 @@
 use crate::Pattern;
 use serde::{Deserialize, Serialize};
 
-/// A GPT-2/3 decoder: learned positions, pre-LN blocks, tanh-GELU, tied head.
+/// Where a block normalises.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Norm {
+    /// x + f(norm(x)), and one norm after the last block (GPT-2, GPT-3).
+    #[default]
+    Pre,
+    /// norm(x + f(x)), and none after the last block (GPT-1).
+    Post,
+}
+
+/// A GPT decoder: learned positions, tanh-GELU, tied head.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct ModelConfig {
     /// Blocks.
@@ -18,6 +29,29 @@ pub struct ModelConfig {
     pub vocab_size: usize,
     /// Cycled over the blocks.
     pub attention: Vec<Pattern>,
+    /// Where blocks normalise.
+    #[serde(default)]
+    pub norm: Norm,
+    /// Probability with which an activation is dropped in training: of the embeddings' sum, of the
+    /// attention weights and of what each block adds to the residual stream.
+    #[serde(default)]
+    pub dropout: f64,
+}
+
+impl Default for ModelConfig {
+    /// The smallest GPT-2.
+    fn default() -> ModelConfig {
+        ModelConfig {
+            n_layer: 12,
+            n_head: 12,
+            n_embd: 768,
+            seq_len: 1024,
+            vocab_size: 50_257,
+            attention: vec![Pattern::Dense],
+            norm: Norm::Pre,
+            dropout: 0.0,
+        }
+    }
 }
 
 impl ModelConfig {
@@ -41,7 +75,11 @@ impl ModelConfig {
     pub fn parameters(&self) -> u64 {
         let c = self.n_embd as u64;
         let block = 12 * c * c + 13 * c;
-        (self.vocab_size + self.seq_len) as u64 * c + self.n_layer as u64 * block + 2 * c
+        let last_norm = match self.norm {
+            Norm::Pre => 2 * c,
+            Norm::Post => 0,
+        };
+        (self.vocab_size + self.seq_len) as u64 * c + self.n_layer as u64 * block + last_norm
     }
 
     /// Floating-point operations of forward and backward over one sequence: the matrix products,
@@ -61,26 +99,23 @@ impl ModelConfig {
 mod tests {
     use super::*;
 
-    fn gpt2_124m() -> ModelConfig {
-        ModelConfig {
-            n_layer: 12,
-            n_head: 12,
-            n_embd: 768,
-            seq_len: 1024,
-            vocab_size: 50257,
-            attention: vec![Pattern::Dense],
-        }
+    #[test]
+    fn gpt2_small_has_124_439_808_parameters() {
+        assert_eq!(ModelConfig::default().parameters(), 124_439_808);
+        assert_eq!(ModelConfig::default().padded_vocab_size(), 50_304);
     }
 
     #[test]
-    fn gpt2_small_has_124_439_808_parameters() {
-        assert_eq!(gpt2_124m().parameters(), 124_439_808);
-        assert_eq!(gpt2_124m().padded_vocab_size(), 50_304);
+    fn gpt1_has_116_534_784_parameters_of_which_none_norms_after_the_last_block() {
+        // As `OpenAIGPTModel` of Hugging Face counts them.
+        let gpt1 =
+            ModelConfig { seq_len: 512, vocab_size: 40_478, norm: Norm::Post, ..ModelConfig::default() };
+        assert_eq!(gpt1.parameters(), 116_534_784);
     }
 
     #[test]
     fn flops_are_six_per_matrix_weight_and_token_plus_attention() {
-        let model = gpt2_124m();
+        let model = ModelConfig::default();
         let weights = 12.0 * 12.0 * 768.0 * 768.0 + 768.0 * 50257.0;
         let attention = 12.0 * 12.0 * 768.0 * (1024.0 * 1025.0 / 2.0);
         assert_eq!(model.flops_per_sequence(), 6.0 * 1024.0 * weights + attention);
@@ -88,7 +123,8 @@ mod tests {
 
     #[test]
     fn patterns_are_cycled_over_the_layers() {
-        let model = ModelConfig { attention: vec![Pattern::Dense, Pattern::Banded(8)], ..gpt2_124m() };
+        let model =
+            ModelConfig { attention: vec![Pattern::Dense, Pattern::Banded(8)], ..ModelConfig::default() };
         assert_eq!(
             [0, 1, 2, 11].map(|l| model.pattern(l).to_string()),
             ["dense", "banded:8", "dense", "banded:8"]

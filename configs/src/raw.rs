@@ -1,8 +1,7 @@
 //! The configuration as it is typed: every key optional, nothing derived.
 //! Also the list of keys that exist, which is what typos are measured against.
 
-use crate::run::Device;
-use crate::{Pattern, ScheduleKind};
+use crate::{Device, Dtype, Norm, Pattern, Recompute, ScheduleKind, Shard};
 use serde::Deserialize;
 
 /// A configuration file, as typed.
@@ -29,6 +28,8 @@ pub struct RawConfig {
     pub checkpoint: RawCheckpoint,
     /// `[eval]`
     pub eval: RawEval,
+    /// `[guard]`
+    pub guard: RawGuard,
     /// `[metrics]`
     pub metrics: RawMetrics,
 }
@@ -56,7 +57,7 @@ section! {
     /// `[model]` as typed.
     RawModel {
         n_layer: usize, n_head: usize, n_embd: usize, seq_len: usize, vocab_size: usize,
-        attention: Vec<Pattern>,
+        attention: Vec<Pattern>, norm: Norm, dropout: f64,
     }
 }
 section! {
@@ -65,7 +66,7 @@ section! {
 }
 section! {
     /// `[batch]` as typed.
-    RawBatch { global_batch_tokens: u64, micro_batch: usize }
+    RawBatch { global_batch_tokens: u64, micro_batch: usize, ramp_start_tokens: u64, ramp_tokens: u64 }
 }
 section! {
     /// `[optim]` as typed.
@@ -80,7 +81,10 @@ section! {
 }
 section! {
     /// `[parallel]` as typed.
-    RawParallel { device: Device, threads: usize, reproducible: bool }
+    RawParallel {
+        device: Device, threads: usize, shard: Shard, recompute: Recompute, dtype: Dtype,
+        reproducible: bool,
+    }
 }
 section! {
     /// `[checkpoint]` as typed.
@@ -89,6 +93,10 @@ section! {
 section! {
     /// `[eval]` as typed.
     RawEval { every_steps: u64, max_tokens: u64 }
+}
+section! {
+    /// `[guard]` as typed.
+    RawGuard { spike_factor: f64, replica_check_steps: u64 }
 }
 section! {
     /// `[metrics]` as typed.
@@ -106,5 +114,6 @@ pub(crate) const SECTIONS: &[(&str, &[&str])] = &[
     ("parallel", RawParallel::KEYS),
     ("checkpoint", RawCheckpoint::KEYS),
     ("eval", RawEval::KEYS),
+    ("guard", RawGuard::KEYS),
     ("metrics", RawMetrics::KEYS),
 ];

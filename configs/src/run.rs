@@ -3,22 +3,13 @@
 //! that it is read from.
 
 use crate::load::Problem;
-use crate::raw::{RawConfig, RawModel, RawOptim, RawSchedule};
-use crate::{BatchError, BatchPlan, Budget, ModelConfig, Pattern, Schedule, ScheduleKind};
+use crate::raw::{RawBatch, RawConfig, RawGuard, RawModel, RawOptim, RawParallel, RawSchedule};
+use crate::{
+    BatchError, BatchPlan, Budget, Device, ModelConfig, ParallelConfig, Pattern, Schedule, ScheduleKind,
+};
 use serde::{Deserialize, Serialize};
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
-
-/// Where tensors live.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
-pub enum Device {
-    /// CUDA where a device answers, else the CPU.
-    Auto,
-    /// The CPU.
-    Cpu,
-    /// One GPU per rank; refused without one.
-    Cuda,
-}
 
 /// A run, resolved.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -36,12 +27,15 @@ pub struct RunConfig {
     pub optim: OptimConfig,
     /// Learning rate and end.
     pub schedule: Schedule,
-    /// Device and threads.
+    /// Device, precision, and what ranks share out.
     pub parallel: ParallelConfig,
     /// When to save and how many to keep.
     pub checkpoint: CheckpointConfig,
     /// When to validate and on how much.
     pub eval: EvalConfig,
+    /// What is watched for beside numbers that are not finite.
+    #[serde(default)]
+    pub guard: GuardConfig,
     /// How often a step is reported.
     pub metrics: MetricsConfig,
 }
@@ -74,6 +68,18 @@ pub struct BatchConfig {
     pub global_batch_tokens: u64,
     /// Sequences per rank and pass.
     pub micro_batch: usize,
+    /// Smaller batches at the start of the run.
+    #[serde(flatten)]
+    pub ramp: Option<BatchRamp>,
+}
+
+/// `[batch]`, its ramp: the batch grows with the tokens seen.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct BatchRamp {
+    /// Tokens of the first updates.
+    pub ramp_start_tokens: u64,
+    /// Tokens after which the batch has its full size.
+    pub ramp_tokens: u64,
 }
 
 /// `[optim]`: AdamW (Loshchilov & Hutter 2019) with clipping by the global norm.
@@ -89,17 +95,6 @@ pub struct OptimConfig {
     pub weight_decay: f64,
     /// Largest global L2 norm of the gradient; 0 turns clipping off.
     pub grad_clip: f64,
-}
-
-/// `[parallel]`
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-pub struct ParallelConfig {
-    /// Where tensors live.
-    pub device: Device,
-    /// Compute threads of each rank.
-    pub threads: usize,
-    /// Whether the result may not depend, in any bit, on how many ranks made it.
-    pub reproducible: bool,
 }
 
 /// `[checkpoint]`
@@ -119,6 +114,16 @@ pub struct EvalConfig {
     /// Validation tokens used; all of them when absent.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub max_tokens: Option<u64>,
+}
+
+/// `[guard]`
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+pub struct GuardConfig {
+    /// A loss this many times the usual one is a spike; off when absent.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub spike_factor: Option<f64>,
+    /// Steps between comparisons of the ranks' weights; 0 for never.
+    pub replica_check_steps: u64,
 }
 
 /// `[metrics]`
@@ -155,27 +160,14 @@ impl RunConfig {
             val: raw.data.val.map(PathBuf::from),
         };
         let model = resolve_model(raw.model, &data, vocabulary_of, &mut problems);
-        let batch = BatchConfig {
-            global_batch_tokens: required(
-                raw.batch.global_batch_tokens,
-                "batch.global_batch_tokens",
-                &mut problems,
-            ),
-            micro_batch: raw.batch.micro_batch.unwrap_or(1),
-        };
-        at_least_one(batch.micro_batch as u64, "batch.micro_batch", &mut problems);
+        let batch = resolve_batch(&raw.batch, &mut problems);
         let optim = resolve_optim(raw.optim, &mut problems);
         let schedule = resolve_schedule(raw.schedule, batch.global_batch_tokens, &mut problems);
 
-        let parallel = ParallelConfig {
-            device: raw.parallel.device.unwrap_or(Device::Auto),
-            threads: raw.parallel.threads.unwrap_or(1),
-            reproducible: raw.parallel.reproducible.unwrap_or(true),
-        };
-        if parallel.reproducible {
+        let parallel = resolve_parallel(&raw.parallel, &mut problems);
+        if parallel.may_be_reproducible() {
             power_of_two(&batch, model.seq_len, &mut problems);
         }
-        at_least_one(parallel.threads as u64, "parallel.threads", &mut problems);
         let checkpoint = CheckpointConfig {
             every_steps: raw.checkpoint.every_steps.unwrap_or(1000),
             keep_last: raw.checkpoint.keep_last.unwrap_or(3),
@@ -183,13 +175,19 @@ impl RunConfig {
         at_least_one(checkpoint.keep_last as u64, "checkpoint.keep_last", &mut problems);
         let eval =
             EvalConfig { every_steps: raw.eval.every_steps.unwrap_or(1000), max_tokens: raw.eval.max_tokens };
+        let guard = resolve_guard(&raw.guard, &mut problems);
         let metrics = MetricsConfig { every_steps: raw.metrics.every_steps.unwrap_or(1) };
         at_least_one(metrics.every_steps, "metrics.every_steps", &mut problems);
 
         if !problems.is_empty() {
             return Err(problems);
         }
-        Ok(RunConfig { run, model, data, batch, optim, schedule, parallel, checkpoint, eval, metrics })
+        Ok(RunConfig { run, model, data, batch, optim, schedule, parallel, checkpoint, eval, guard, metrics })
+    }
+
+    /// Whether the result may not depend, in any bit, on how many ranks make it.
+    pub fn reproducible(&self, on_cpu: bool) -> bool {
+        self.parallel.reproducible(on_cpu)
     }
 
     /// How a step falls on `world_size` ranks.
@@ -217,37 +215,34 @@ impl RunConfig {
     }
 
     /// What may not change when a run goes on, and does between `earlier` and this: one line each.
-    /// Ranks, the schedule's end, evaluation, checkpoints, metrics and folders are free; data is
-    /// compared by its digest where the checkpoint is read.
+    /// Ranks and what they share out, the schedule's end, evaluation, checkpoints, guard, metrics and
+    /// folders are free; data is compared by its digest where the checkpoint is read.
     pub fn fixed_differences(&self, earlier: &RunConfig) -> Vec<String> {
         let (new, old) = (self.fixed(), earlier.fixed());
-        let mut differences = Vec::new();
-        for (section, values) in &new {
-            for (key, value) in values.as_table().into_iter().flatten() {
-                let before = old.get(section).and_then(|section| section.get(key));
-                if before != Some(value) {
-                    let before = before.map_or("nothing".to_string(), ToString::to_string);
-                    differences
-                        .push(format!("{section}.{key} is {value}, the checkpoint was made with {before}"));
-                }
-            }
-        }
-        differences
+        let keys: BTreeSet<&String> = new.keys().chain(old.keys()).collect();
+        let shown = |value: Option<&toml::Value>| value.map_or("nothing".to_string(), ToString::to_string);
+        keys.into_iter()
+            .filter(|&key| new.get(key) != old.get(key))
+            .map(|key| {
+                let (now, then) = (shown(new.get(key)), shown(old.get(key)));
+                format!("{key} is {now}, the checkpoint was made with {then}")
+            })
+            .collect()
     }
 
-    fn fixed(&self) -> toml::Table {
-        let mut table = toml::Table::try_from(self).expect("every value of a RunConfig has a TOML form");
-        for (section, keys) in
-            [("run", &["name", "dir"][..]), ("schedule", &["max_steps", "max_tokens", "decay_tokens"])]
-        {
-            if let Some(values) = table.get_mut(section).and_then(toml::Value::as_table_mut) {
-                keys.iter().for_each(|&key| drop(values.remove(key)));
-            }
-        }
-        ["data", "parallel", "checkpoint", "eval", "metrics"]
-            .iter()
-            .for_each(|&section| drop(table.remove(section)));
-        table
+    /// The values that may not change, by `section.key`.
+    fn fixed(&self) -> BTreeMap<String, toml::Value> {
+        let table = toml::Table::try_from(self).expect("every value of a RunConfig has a TOML form");
+        let free =
+            ["run.name", "run.dir", "schedule.max_steps", "schedule.max_tokens", "schedule.decay_tokens"];
+        ["run", "model", "batch", "optim", "schedule"]
+            .into_iter()
+            .flat_map(|section| {
+                let values = table[section].as_table().into_iter().flatten();
+                values.map(move |(key, value)| (format!("{section}.{key}"), value.clone()))
+            })
+            .filter(|(key, _)| !free.contains(&key.as_str()))
+            .collect()
     }
 }
 
@@ -272,6 +267,8 @@ fn resolve_model(
             })
         }),
         attention: raw.attention.unwrap_or_else(|| vec![Pattern::Dense]),
+        norm: raw.norm.unwrap_or_default(),
+        dropout: raw.dropout.unwrap_or(0.0),
     };
     for (key, value) in [
         ("model.n_layer", raw.n_layer),
@@ -293,7 +290,56 @@ fn resolve_model(
         problems
             .push(Problem::key("model.attention", "an empty list; [\"dense\"] is the plain decoder".into()));
     }
+    if !(0.0..1.0).contains(&model.dropout) {
+        problems.push(Problem::key("model.dropout", format!("{} does not lie in [0, 1)", model.dropout)));
+    }
     model
+}
+
+fn resolve_batch(raw: &RawBatch, problems: &mut Vec<Problem>) -> BatchConfig {
+    let ramp = match (raw.ramp_start_tokens, raw.ramp_tokens) {
+        (Some(ramp_start_tokens), Some(ramp_tokens)) => {
+            at_least_one(ramp_start_tokens, "batch.ramp_start_tokens", problems);
+            Some(BatchRamp { ramp_start_tokens, ramp_tokens })
+        }
+        (None, None) => None,
+        (start, _) => {
+            let missing = if start.is_none() { "batch.ramp_start_tokens" } else { "batch.ramp_tokens" };
+            problems.push(Problem::key(
+                missing,
+                "is missing; a ramp has a start and a length, or there is none".into(),
+            ));
+            None
+        }
+    };
+    let batch = BatchConfig {
+        global_batch_tokens: required(raw.global_batch_tokens, "batch.global_batch_tokens", problems),
+        micro_batch: raw.micro_batch.unwrap_or(1),
+        ramp,
+    };
+    at_least_one(batch.micro_batch as u64, "batch.micro_batch", problems);
+    batch
+}
+
+fn resolve_parallel(raw: &RawParallel, problems: &mut Vec<Problem>) -> ParallelConfig {
+    let parallel = ParallelConfig {
+        device: raw.device.unwrap_or(Device::Auto),
+        threads: raw.threads.unwrap_or(1),
+        shard: raw.shard.unwrap_or_default(),
+        recompute: raw.recompute.unwrap_or_default(),
+        dtype: raw.dtype.unwrap_or_default(),
+        reproducible: raw.reproducible,
+    };
+    at_least_one(parallel.threads as u64, "parallel.threads", problems);
+    parallel
+}
+
+fn resolve_guard(raw: &RawGuard, problems: &mut Vec<Problem>) -> GuardConfig {
+    if let Some(factor) = raw.spike_factor.filter(|factor| !(*factor > 1.0 && factor.is_finite())) {
+        let what = format!("{factor} is not above 1; leave it out to turn it off");
+        problems.push(Problem::key("guard.spike_factor", what));
+    }
+    GuardConfig { spike_factor: raw.spike_factor, replica_check_steps: raw.replica_check_steps.unwrap_or(0) }
 }
 
 fn resolve_optim(raw: RawOptim, problems: &mut Vec<Problem>) -> OptimConfig {

@@ -3,7 +3,7 @@
 //! One segment is one flat parameter buffer, one gradient buffer, one message between ranks and one
 //! unit of a checkpoint. Offsets depend on the model alone, never on the number of ranks.
 
-use crate::ModelConfig;
+use crate::{ModelConfig, Norm};
 use serde::{Deserialize, Serialize};
 
 /// How a tensor starts.
@@ -43,7 +43,7 @@ impl TensorSpec {
 /// One segment: its tensors and the length of its flat buffer.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct SegmentSpec {
-    /// `wte`, `wpe`, `h.0` ..., `ln_f`.
+    /// `wte`, `wpe`, `h.0` ..., and `ln_f` where there is a norm after the last block.
     pub name: String,
     /// In the order of their offsets.
     pub tensors: Vec<TensorSpec>,
@@ -55,7 +55,7 @@ pub struct SegmentSpec {
 const ALIGN_ELEMENTS: usize = 32;
 
 /// The segments of a model, in the order of the forward pass. The token embedding comes first and is
-/// used again as the head.
+/// used again as the head; a post-norm model ends with its last block, whose norms have the same names.
 ///
 /// Initial values follow the GPT-2 release: 0.02 for matrices and tokens, 0.01 for positions, and
 /// projections into the residual stream scaled by 1/sqrt(2 n_layer).
@@ -87,7 +87,9 @@ pub fn segments(model: &ModelConfig) -> Vec<SegmentSpec> {
             ],
         ));
     }
-    all.push(segment("ln_f", vec![("weight", vec![c], Init::Ones), ("bias", vec![c], Init::Zeros)]));
+    if model.norm == Norm::Pre {
+        all.push(segment("ln_f", vec![("weight", vec![c], Init::Ones), ("bias", vec![c], Init::Zeros)]));
+    }
     all
 }
 
@@ -108,7 +110,6 @@ fn segment(name: &str, tensors: Vec<(&str, Vec<i64>, Init)>) -> SegmentSpec {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::Pattern;
 
     fn odd_model() -> ModelConfig {
         ModelConfig {
@@ -117,7 +118,7 @@ mod tests {
             n_embd: 33,
             seq_len: 7,
             vocab_size: 257,
-            attention: vec![Pattern::Dense],
+            ..ModelConfig::default()
         }
     }
 
@@ -136,10 +137,12 @@ mod tests {
 
     #[test]
     fn segments_hold_every_parameter_and_the_padded_rows() {
-        let model = odd_model();
-        let held: usize = segments(&model).iter().flat_map(|s| &s.tensors).map(TensorSpec::numel).sum();
-        let padding = (model.padded_vocab_size() - model.vocab_size) * model.n_embd;
-        assert_eq!(held as u64, model.parameters() + padding as u64);
+        for norm in [Norm::Pre, Norm::Post] {
+            let model = ModelConfig { norm, ..odd_model() };
+            let held: usize = segments(&model).iter().flat_map(|s| &s.tensors).map(TensorSpec::numel).sum();
+            let padding = (model.padded_vocab_size() - model.vocab_size) * model.n_embd;
+            assert_eq!(held as u64, model.parameters() + padding as u64);
+        }
     }
 
     #[test]

@@ -128,7 +128,7 @@ fn check_flat(op: &'static str, tensor: &Tensor) -> Result<(), OpsError> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use configs::{ModelConfig, Pattern, segments};
+    use configs::{ModelConfig, segments};
 
     fn block() -> FlatSegment {
         let model = ModelConfig {
@@ -137,7 +137,7 @@ mod tests {
             n_embd: 8,
             seq_len: 4,
             vocab_size: 10,
-            attention: vec![Pattern::Dense],
+            ..ModelConfig::default()
         };
         FlatSegment::zeros(segments(&model)[2].clone(), Device::Cpu).unwrap()
     }

@@ -50,7 +50,15 @@ fn real_rows(tensor: &Tensor, golden: &Tensor) -> Tensor {
 
 fn check_model(file: &str, attention: Vec<Pattern>) {
     let golden = Golden::read(file);
-    let config = ModelConfig { n_layer: 3, n_head: 4, n_embd: 64, seq_len: 48, vocab_size: 257, attention };
+    let config = ModelConfig {
+        n_layer: 3,
+        n_head: 4,
+        n_embd: 64,
+        seq_len: 48,
+        vocab_size: 257,
+        attention,
+        ..ModelConfig::default()
+    };
     let mut model = Gpt::zeros(&config, Device::Cpu).unwrap();
     for segment in model.segments() {
         for (i, spec) in segment.spec().tensors.iter().enumerate() {
@@ -99,6 +107,7 @@ fn two_micro_batches_add_up_to_the_gradient_of_their_union() {
         seq_len: 16,
         vocab_size: 100,
         attention: vec![Pattern::Dense, Pattern::Banded(4)],
+        ..ModelConfig::default()
     };
     let mut model = Gpt::zeros(&config, Device::Cpu).unwrap();
     model.init(5);

@@ -33,6 +33,7 @@ lr = 1e-3
 max_steps = {max_steps}
 [parallel]
 device = "cpu"
+dtype = "fp32"
 "#
     );
     scratch.write("tiny.toml", config);

@@ -44,7 +44,7 @@ fn draw(probabilities: &Tensor, uniform: f64) -> i64 {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use configs::{ModelConfig, Pattern};
+    use configs::ModelConfig;
     use tch::Device;
 
     #[test]
@@ -55,7 +55,7 @@ mod tests {
             n_embd: 16,
             seq_len: 6,
             vocab_size: 11,
-            attention: vec![Pattern::Dense],
+            ..ModelConfig::default()
         };
         let mut model = Gpt::zeros(&config, Device::Cpu).unwrap();
         model.init(3);

@@ -42,7 +42,8 @@ pub fn train(config: &RunConfig, comm: &dyn Communicator, process: &Process) -> 
     let mut run = Run::open(config, comm, validation.as_ref(), &process.log)?;
     let model = Gpt::zeros(&config.model, run.device)?;
     let optimizer = Optimizer::new(&config.optim, &model);
-    let sums = Accumulation::new(&model, run.plan.grad_accum_steps, config.parallel.reproducible);
+    let reproducible = config.reproducible(run.device == tch::Device::Cpu);
+    let sums = Accumulation::new(&model, run.plan.grad_accum_steps, reproducible);
     let mut learner = Learner { model, optimizer, sums };
 
     // Resume or start: afterwards every rank holds the same weights.

@@ -305,7 +305,7 @@ mod tests {
             n_embd,
             seq_len: 8,
             vocab_size: 256,
-            attention: vec![configs::Pattern::Dense],
+            ..configs::ModelConfig::default()
         };
         let layout = configs::segments(&model(32));
         assert_eq!(layout_difference(&layout, &layout), None);
