@@ -7,6 +7,7 @@
 
 mod batch;
 mod exit;
+mod fault;
 mod load;
 mod model;
 mod parallel;
@@ -19,6 +20,7 @@ mod segments;
 
 pub use batch::{BatchError, BatchPlan};
 pub use exit::Exit;
+pub use fault::{Fault, FaultError};
 pub use load::{ConfigError, Problem, load, parse};
 pub use model::{ModelConfig, Norm};
 pub use parallel::{Device, Dtype, ParallelConfig, Recompute, Shard};

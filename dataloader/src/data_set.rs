@@ -28,6 +28,8 @@ pub struct DocumentInfo<'a> {
     pub file: &'a str,
     /// Line or record of the source file, from 1.
     pub record: u64,
+    /// The shard that holds its tokens, a file of the data set's folder.
+    pub shard: &'a str,
     /// Bytes of text.
     pub source_bytes: u64,
     /// Positions of its tokens in the data set, end-of-text included.
@@ -194,6 +196,7 @@ impl DataSet {
             number: self.document_starts[shard] + n,
             file: &sources[document.source as usize],
             record: document.record,
+            shard: &self.manifest.shards[shard].name,
             source_bytes: document.source_bytes,
             tokens: first + tokens.start..first + tokens.end,
         })

@@ -23,6 +23,7 @@ mod data_set_writer;
 
 mod order;
 mod samples;
+mod skips;
 mod validation;
 
 mod documents;
@@ -39,9 +40,10 @@ pub use manifest::{MANIFEST_NAME, MANIFEST_VERSION, Manifest, ShardEntry, Tokeni
 pub use order::Order;
 pub use overlap::{Overlap, overlap};
 pub use prepare::{PrepareOptions, PrepareReport, SplitTotals, prepare};
-pub use samples::{Batch, Samples};
+pub use samples::{Batch, Passage, Samples};
 pub use shard::Shard;
 pub use shard_writer::ShardWriter;
+pub use skips::Skips;
 pub use split::SplitRule;
 pub use tokenizer::Tokenizer;
 pub use validation::ValidationSet;

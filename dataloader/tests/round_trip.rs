@@ -370,6 +370,41 @@ fn interleaved_ranks_see_what_one_rank_sees() {
 }
 
 #[test]
+fn the_documents_of_a_batch_are_those_whose_tokens_it_has() {
+    let documents = numbered_documents(60);
+    let (_scratch, data) = written(&documents, 100);
+    let samples = Samples::open(data, 30, 1337).unwrap();
+    let n = samples.n_sequences();
+    let mut tokens = Vec::<i64>::new();
+    for passage in samples.documents(0..n) {
+        let passage = passage.unwrap();
+        let (number, range) = (passage.document.number as usize, &passage.tokens);
+        let mut whole: Vec<i64> = documents[number].iter().map(|&byte| i64::from(byte)).collect();
+        whole.push(256); // end-of-text
+        tokens.extend(&whole[range.start as usize..range.end as usize]);
+        assert_eq!(passage.document.record, number as u64 + 1);
+        assert!(samples.data().manifest().shards.iter().any(|shard| shard.name == passage.document.shard));
+    }
+    assert_eq!(tokens, samples.batch(0..n).unwrap().tokens);
+
+    let first = samples.documents(5..6).next().unwrap().unwrap().to_string();
+    assert!(first.starts_with("sample 5: all.jsonl record "), "{first}");
+}
+
+#[test]
+fn samples_that_are_left_out_are_never_seen_and_all_others_move_up() {
+    let (_scratch, data) = written(&numbered_documents(60), 100);
+    let mut samples = Samples::open(data, 10, 1337).unwrap();
+    let before = samples.batch(0..30).unwrap().tokens;
+    assert_eq!(samples.numbers(4..6), 4..6);
+    samples.leave_out([5..10].into_iter().collect());
+    let after = samples.batch(0..25).unwrap().tokens;
+    assert_eq!(after, [&before[..5 * 11], &before[10 * 11..]].concat());
+    assert_eq!([samples.numbers(3..5), samples.numbers(4..6), samples.numbers(5..7)], [3..5, 4..11, 10..12]);
+    assert_eq!(samples.documents(5..6).next().unwrap().unwrap().sample, 10);
+}
+
+#[test]
 fn a_data_set_too_small_for_one_sample_is_refused() {
     let (scratch, data) = written(&[b"nine byte".to_vec()], 1 << 28);
     let error = Samples::open(data, 10, 1).unwrap_err();
