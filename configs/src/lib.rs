@@ -12,19 +12,21 @@ mod load;
 mod model;
 mod parallel;
 mod pattern;
+mod ramp;
 mod random;
 mod raw;
 mod run;
 mod schedule;
 mod segments;
 
-pub use batch::{BatchError, BatchPlan};
+pub use batch::{BatchError, BatchPlan, Leaves};
 pub use exit::Exit;
 pub use fault::{Fault, FaultError};
 pub use load::{ConfigError, Problem, load, parse};
 pub use model::{ModelConfig, Norm};
 pub use parallel::{Device, Dtype, ParallelConfig, Recompute, Shard};
 pub use pattern::{Pattern, PatternError};
+pub use ramp::{Batches, Stage};
 pub use random::Philox;
 pub use raw::RawConfig;
 pub use run::{

@@ -2,10 +2,12 @@
 //! The rest of Phalanx sees only this. Written to the run folder as `config.toml`, in the same keys
 //! that it is read from.
 
+use crate::batch::nearest;
 use crate::load::Problem;
 use crate::raw::{RawBatch, RawConfig, RawGuard, RawModel, RawOptim, RawParallel, RawSchedule};
 use crate::{
-    BatchError, BatchPlan, Budget, Device, ModelConfig, ParallelConfig, Pattern, Schedule, ScheduleKind,
+    BatchError, BatchPlan, Batches, Budget, Device, ModelConfig, ParallelConfig, Pattern, Schedule,
+    ScheduleKind,
 };
 use serde::{Deserialize, Serialize};
 use std::collections::{BTreeMap, BTreeSet};
@@ -160,11 +162,11 @@ impl RunConfig {
             val: raw.data.val.map(PathBuf::from),
         };
         let model = resolve_model(raw.model, &data, vocabulary_of, &mut problems);
-        let batch = resolve_batch(&raw.batch, &mut problems);
+        let batch = resolve_batch(&raw.batch, model.seq_len, &mut problems);
         let optim = resolve_optim(raw.optim, &mut problems);
-        let schedule = resolve_schedule(raw.schedule, batch.global_batch_tokens, &mut problems);
-
         let parallel = resolve_parallel(&raw.parallel, &mut problems);
+        let batches = Batches::new(&batch, model.seq_len, parallel.shard);
+        let schedule = resolve_schedule(raw.schedule, &batches, &mut problems);
         if parallel.may_be_reproducible() {
             power_of_two(&batch, model.seq_len, &mut problems);
         }
@@ -190,23 +192,32 @@ impl RunConfig {
         self.parallel.reproducible(on_cpu)
     }
 
-    /// How a step falls on `world_size` ranks.
+    /// The batch of each step.
+    pub fn batches(&self) -> Batches {
+        Batches::new(&self.batch, self.model.seq_len, self.parallel.shard)
+    }
+
+    /// How a step with the full batch falls on `world_size` ranks.
+    ///
+    /// # Errors
+    /// A batch that they cannot share evenly.
     pub fn batch_plan(&self, world_size: usize) -> Result<BatchPlan, BatchError> {
-        BatchPlan::new(self.batch.global_batch_tokens, self.batch.micro_batch, self.model.seq_len, world_size)
+        self.batches().full(world_size)
     }
 
     /// Steps after which the run is over.
     pub fn max_steps(&self) -> u64 {
         match self.schedule.budget {
             Budget::MaxSteps(steps) => steps,
-            Budget::MaxTokens(tokens) => tokens.div_ceil(self.batch.global_batch_tokens),
+            Budget::MaxTokens(tokens) => self.batches().steps_for(tokens),
         }
     }
 
     /// The learning rate of the update that takes the run from `step` to `step + 1`.
     pub fn lr(&self, step: u64) -> f64 {
-        let batch = self.batch.global_batch_tokens;
-        self.optim.lr * self.schedule.fraction((step + 1) * batch, self.max_steps().saturating_mul(batch))
+        let batches = self.batches();
+        let end_tokens = batches.tokens_before(self.max_steps());
+        self.optim.lr * self.schedule.fraction(batches.tokens_before(step + 1), end_tokens)
     }
 
     /// The configuration as TOML, in the keys that it is read from.
@@ -296,7 +307,7 @@ fn resolve_model(
     model
 }
 
-fn resolve_batch(raw: &RawBatch, problems: &mut Vec<Problem>) -> BatchConfig {
+fn resolve_batch(raw: &RawBatch, seq_len: usize, problems: &mut Vec<Problem>) -> BatchConfig {
     let ramp = match (raw.ramp_start_tokens, raw.ramp_tokens) {
         (Some(ramp_start_tokens), Some(ramp_tokens)) => {
             at_least_one(ramp_start_tokens, "batch.ramp_start_tokens", problems);
@@ -312,13 +323,29 @@ fn resolve_batch(raw: &RawBatch, problems: &mut Vec<Problem>) -> BatchConfig {
             None
         }
     };
-    let batch = BatchConfig {
+    let mut batch = BatchConfig {
         global_batch_tokens: required(raw.global_batch_tokens, "batch.global_batch_tokens", problems),
         micro_batch: raw.micro_batch.unwrap_or(1),
         ramp,
     };
     at_least_one(batch.micro_batch as u64, "batch.micro_batch", problems);
+    if let Some(what) = batch.ramp.and_then(|ramp| not_doubled(&batch, ramp.ramp_start_tokens, seq_len)) {
+        problems.push(Problem::key("batch.ramp_start_tokens", what));
+        batch.ramp = None;
+    }
     batch
+}
+
+/// What is wrong with a ramp's start that, doubled and doubled again, misses the full batch.
+fn not_doubled(batch: &BatchConfig, start: u64, seq_len: usize) -> Option<String> {
+    let (full, micro_tokens) = (batch.global_batch_tokens, batch.micro_batch as u64 * seq_len as u64);
+    let halves = || (0..=full.trailing_zeros().min(63)).map(|times| full >> times);
+    if start == 0 || full == 0 || halves().any(|tokens| tokens == start) {
+        return None;
+    }
+    let works = || halves().filter(|tokens| tokens.is_multiple_of(micro_tokens.max(1)));
+    let hint = nearest(works().find(|&tokens| tokens < start), works().rfind(|&tokens| tokens > start));
+    Some(format!("{start} times a power of two is not batch.global_batch_tokens = {full}\nhint: {hint}"))
 }
 
 fn resolve_parallel(raw: &RawParallel, problems: &mut Vec<Problem>) -> ParallelConfig {
@@ -371,7 +398,7 @@ fn resolve_optim(raw: RawOptim, problems: &mut Vec<Problem>) -> OptimConfig {
     optim
 }
 
-fn resolve_schedule(raw: RawSchedule, batch_tokens: u64, problems: &mut Vec<Problem>) -> Schedule {
+fn resolve_schedule(raw: RawSchedule, batches: &Batches, problems: &mut Vec<Problem>) -> Schedule {
     let budget = match (raw.max_steps, raw.max_tokens) {
         (Some(steps), None) => Budget::MaxSteps(steps),
         (None, Some(tokens)) => Budget::MaxTokens(tokens),
@@ -388,8 +415,7 @@ fn resolve_schedule(raw: RawSchedule, batch_tokens: u64, problems: &mut Vec<Prob
         }
     };
     let end_tokens = match budget {
-        // The largest integer of TOML, in which the run is saved, is as good as for ever.
-        Budget::MaxSteps(steps) => steps.saturating_mul(batch_tokens).min(i64::MAX as u64),
+        Budget::MaxSteps(steps) => batches.tokens_before(steps),
         Budget::MaxTokens(tokens) => tokens,
     };
     let kind = raw.kind.unwrap_or(ScheduleKind::Cosine);

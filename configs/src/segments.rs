@@ -58,15 +58,19 @@ const ALIGN_ELEMENTS: usize = 32;
 /// used again as the head; a post-norm model ends with its last block, whose norms have the same names.
 ///
 /// Initial values follow the GPT-2 release: 0.02 for matrices and tokens, 0.01 for positions, and
-/// projections into the residual stream scaled by 1/sqrt(2 n_layer).
+/// projections into the residual stream scaled by 1/sqrt(2 n_layer). A post-norm model, in which the
+/// stream does not grow, has 0.02 throughout, as GPT-1.
 pub fn segments(model: &ModelConfig) -> Vec<SegmentSpec> {
     let c = model.n_embd as i64;
-    let residual = Init::Normal(0.02 / (2.0 * model.n_layer as f64).sqrt());
     let matrix = Init::Normal(0.02);
+    let (positions, residual) = match model.norm {
+        Norm::Pre => (Init::Normal(0.01), Init::Normal(0.02 / (2.0 * model.n_layer as f64).sqrt())),
+        Norm::Post => (matrix, matrix),
+    };
 
     let mut all = vec![
         segment("wte", vec![("weight", vec![model.padded_vocab_size() as i64, c], matrix)]),
-        segment("wpe", vec![("weight", vec![model.seq_len as i64, c], Init::Normal(0.01))]),
+        segment("wpe", vec![("weight", vec![model.seq_len as i64, c], positions)]),
     ];
     for layer in 0..model.n_layer {
         all.push(segment(

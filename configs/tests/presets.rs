@@ -1,7 +1,7 @@
 //! The presets say what the papers say.
 #![allow(clippy::unwrap_used)] // unwrap is how a test fails
 
-use configs::RunConfig;
+use configs::{Norm, RunConfig};
 use std::path::Path;
 
 fn preset(name: &str) -> RunConfig {
@@ -38,14 +38,99 @@ fn gpt3_presets_have_the_shapes_batches_and_rates_of_the_paper() {
     }
 }
 
+/// Name and tokens over which the batch grows: the paper says "4-12 billion, depending on the size".
+const RAMPS: [(&str, u64); 8] = [
+    ("gpt3-125m", 4_000_000_000),
+    ("gpt3-350m", 4_000_000_000),
+    ("gpt3-760m", 4_000_000_000),
+    ("gpt3-1.3b", 6_000_000_000),
+    ("gpt3-2.7b", 6_000_000_000),
+    ("gpt3-6.7b", 8_000_000_000),
+    ("gpt3-13b", 8_000_000_000),
+    ("gpt3-175b", 12_000_000_000),
+];
+
 #[test]
 fn gpt3_presets_warm_up_and_decay_over_the_tokens_of_the_paper() {
     for (name, .., lr) in GPT3 {
         let run = preset(name);
-        let rate_at = |tokens: u64| run.lr(tokens / run.batch.global_batch_tokens);
+        let rate_at = |tokens: u64| run.lr(run.batches().steps_for(tokens));
         assert!((rate_at(187_500_000) / lr - 0.5).abs() < 0.01, "{name} half way through the warm-up");
         assert!((rate_at(375_000_000) / lr - 1.0).abs() < 0.01, "{name} after the warm-up");
         assert!((rate_at(260_000_000_000) / lr - 0.1).abs() < 0.001, "{name} after the decay");
-        assert_eq!(run.max_steps(), 300_000_000_000u64.div_ceil(run.batch.global_batch_tokens));
+    }
+}
+
+#[test]
+fn gpt3_presets_let_the_batch_grow_as_the_paper_does() {
+    for (name, ramp_tokens) in RAMPS {
+        let run = preset(name);
+        let (full, start) = (run.batch.global_batch_tokens, run.batches().batch_tokens(0));
+        // Where the smallest GPUs' worth of ranks needs more than a sequence, the file says so.
+        assert_eq!(start, if name == "gpt3-175b" { 64 * 3 * 2048 } else { 32 * 1024 }, "{name}");
+        // Walked step by step: never above the paper's line, never at half of it or below.
+        let (mut tokens, mut steps) = (0, 0);
+        while tokens < 300_000_000_000 {
+            let batch = run.batches().batch_tokens(steps);
+            let line = start as f64 + (full - start) as f64 * (tokens as f64 / ramp_tokens as f64).min(1.0);
+            assert!(batch as f64 <= line && batch as f64 > line / 2.0, "{name}: {batch} at {tokens} tokens");
+            tokens += batch;
+            steps += 1;
+            if tokens > ramp_tokens + full {
+                let left = 300_000_000_000_u64.saturating_sub(tokens).div_ceil(full);
+                (tokens, steps) = (tokens + left * full, steps + left);
+            }
+        }
+        assert_eq!((run.max_steps(), run.batches().tokens_before(steps)), (steps, tokens), "{name}");
+    }
+}
+
+#[test]
+fn gpt2_presets_have_the_shapes_and_batches_of_the_paper() {
+    // Radford et al. 2019, table 2 with the parameters of the released models; section 2.3.
+    for (name, parameters, n_layer, n_embd, n_head) in [
+        ("gpt2-124m", 124_439_808, 12, 768, 12),
+        ("gpt2-355m", 354_823_168, 24, 1024, 16),
+        ("gpt2-774m", 774_030_080, 36, 1280, 20),
+        ("gpt2-1558m", 1_557_611_200, 48, 1600, 25),
+    ] {
+        let run = preset(name);
+        let model = &run.model;
+        assert_eq!((model.n_layer, model.n_embd, model.n_head), (n_layer, n_embd, n_head), "{name}");
+        assert_eq!(
+            (model.seq_len, model.vocab_size, model.parameters()),
+            (1024, 50_257, parameters),
+            "{name}"
+        );
+        assert_eq!(run.batch.global_batch_tokens, 512 * 1024);
+        assert_eq!((run.model.norm, run.run.name.as_str()), (Norm::Pre, name));
+    }
+}
+
+#[test]
+fn gpt1_has_the_shape_and_training_of_its_paper() {
+    // Radford et al. 2018, section 4.1; the number of parameters is that of the released model.
+    let run = preset("gpt1");
+    let model = &run.model;
+    assert_eq!((model.n_layer, model.n_embd, model.n_head, model.seq_len), (12, 768, 12, 512));
+    assert_eq!((model.norm, model.dropout, model.parameters()), (Norm::Post, 0.1, 116_534_784));
+    assert_eq!((run.batch.global_batch_tokens, run.optim.weight_decay), (64 * 512, 0.01));
+    assert_eq!((run.lr(999), run.lr(1999)), (1.25e-4, 2.5e-4));
+    assert!(run.lr(run.max_steps() - 1) < 1e-12, "the cosine ends at zero");
+}
+
+#[test]
+fn every_preset_can_be_shared_by_as_many_ranks_as_its_size_needs() {
+    for (name, ranks) in [
+        ("gpt1", 8),
+        ("gpt2-124m", 64),
+        ("gpt2-1558m", 64),
+        ("gpt3-125m", 16),
+        ("gpt3-1.3b", 16),
+        ("gpt3-6.7b", 16),
+        ("gpt3-13b", 16),
+        ("gpt3-175b", 64),
+    ] {
+        preset(name).batches().plan(0, ranks).unwrap();
     }
 }

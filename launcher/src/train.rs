@@ -83,12 +83,17 @@ fn ranks(args: &TrainArgs, hosts: &Hosts, config: &RunConfig) -> Result<usize> {
             return Err(LaunchError::TooManyRanks { ranks, slots, stated: hosts.describe(threads) }.into());
         }
         (Some(ranks), _) => ranks,
-        (None, Some(slots)) => default_ranks(slots, config.batch_plan(1)?.micro_batches),
+        // The first batch is the smallest: who shares it shares them all.
+        (None, Some(slots)) => default_ranks(slots, config.batches().plan(0, 1)?.micro_batches),
         (None, None) => {
             return Err(LaunchError::UnknownSlots { hosts: args.hostfile.clone().unwrap_or_default() }.into());
         }
     };
-    config.batch_plan(ranks)?;
+    if args.fresh || !config.run.dir.exists() {
+        config.batches().plan(0, ranks)?;
+    } else {
+        config.batch_plan(ranks)?; // where in its ramp the run goes on, the ranks will see
+    }
     Ok(ranks)
 }
 
