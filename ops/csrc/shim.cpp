@@ -5,29 +5,11 @@
 #include <ATen/ATen.h>
 #include <torch/csrc/autograd/autograd.h>
 
-#include <exception>
-#include <string>
-
-namespace {
-
-thread_local std::string last_error;
-
-template <typename Body>
-int guarded(Body body) {
-  try {
-    body();
-    return 0;
-  } catch (const std::exception &e) {
-    last_error = e.what();
-    return 1;
-  }
-}
-
-}  // namespace
+#include "guarded.h"
 
 extern "C" {
 
-const char *phx_last_error() { return last_error.c_str(); }
+const char *phx_last_error() { return phx_last_error_text.c_str(); }
 
 // Makes `grad` the gradient of `tensor`: backward then accumulates into it in place.
 int phx_set_grad(at::Tensor *tensor, const at::Tensor *grad) {

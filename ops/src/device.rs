@@ -1,18 +1,84 @@
-//! Devices, threads and memory policy of a rank's process. Set once at start, by the program.
+//! Device, precision, threads and memory policy of a rank's process. Set once at start, by the program.
 
-use crate::OpsError;
+use crate::cuda::{self, NoCuda};
+use crate::{OpsError, cuda_stream};
 use std::time::Instant;
-use tch::{Kind, Tensor};
+use tch::{Device, Kind, Tensor};
 
-/// The device that a configuration asks for.
+/// Where a rank is among the ranks of its machine, which share the machine's GPUs.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Local {
+    /// Index among them.
+    pub rank: usize,
+    /// How many there are.
+    pub size: usize,
+    /// Whether several may compute on one GPU: NCCL cannot serve them, sums through host memory can.
+    pub may_share: bool,
+}
+
+/// The device that a configuration asks for: for a rank of its machine, one of the machine's GPUs. To be
+/// called before the first tensor (see [`cuda::open`]).
 ///
 /// # Errors
-/// CUDA asked for by name: this build computes on the CPU.
-pub fn select(device: configs::Device) -> Result<tch::Device, OpsError> {
-    match device {
-        configs::Device::Auto | configs::Device::Cpu => Ok(tch::Device::Cpu),
-        configs::Device::Cuda => Err(OpsError::NoCuda { why: "this version trains on the CPU only" }),
+/// [`OpsError::NoCuda`] when CUDA was asked for by name and there is none, [`OpsError::TooFewDevices`]
+/// when ranks would have to share GPUs and may not.
+pub fn select(wanted: configs::Device, local: Local) -> Result<Device, OpsError> {
+    let device = choose(wanted, local, cuda::open)?;
+    if let Device::Cuda(index) = device {
+        cuda_stream::set_device(index)?;
+        let about = cuda::properties(index);
+        tracing::info!(
+            "computing on GPU {index}, {}",
+            about.map_or("which does not say what it is".into(), |about| about.name)
+        );
     }
+    Ok(device)
+}
+
+fn choose(
+    wanted: configs::Device,
+    local: Local,
+    open: impl Fn() -> Result<usize, NoCuda>,
+) -> Result<Device, OpsError> {
+    if wanted == configs::Device::Cpu {
+        return Ok(Device::Cpu);
+    }
+    match open() {
+        Ok(devices) if local.size > devices && !local.may_share => {
+            Err(OpsError::TooFewDevices { ranks: local.size, devices })
+        }
+        Ok(devices) => Ok(Device::Cuda(local.rank % devices)),
+        Err(why) if wanted == configs::Device::Cuda => Err(OpsError::NoCuda(why)),
+        Err(why) => {
+            let why = why.to_string();
+            tracing::info!("computing on the CPU: {}", why.lines().next().unwrap_or_default());
+            Ok(Device::Cpu)
+        }
+    }
+}
+
+/// The precision in which a device computes: bf16 where it multiplies it in hardware (AVX512-BF16 and
+/// AMX; GPUs from compute capability 8.0 on), else fp32, unless one is asked for by name.
+pub fn dtype(wanted: configs::Dtype, device: Device) -> Kind {
+    let in_hardware = || match device {
+        Device::Cuda(index) => cuda::properties(index).is_some_and(|about| about.capability >= (8, 0)),
+        _ => cpu_multiplies_bf16(),
+    };
+    match wanted {
+        configs::Dtype::Bf16 => Kind::BFloat16,
+        configs::Dtype::Fp32 => Kind::Float,
+        configs::Dtype::Auto if in_hardware() => Kind::BFloat16,
+        configs::Dtype::Auto => Kind::Float,
+    }
+}
+
+/// Whether there is AVX512-BF16; every CPU with AMX-BF16 has it too.
+fn cpu_multiplies_bf16() -> bool {
+    #[cfg(target_arch = "x86_64")]
+    let there = std::is_x86_feature_detected!("avx512bf16");
+    #[cfg(not(target_arch = "x86_64"))]
+    let there = false;
+    there
 }
 
 /// Fixes how many threads compute, and keeps freed memory: a step allocates what the step before
@@ -28,11 +94,23 @@ pub fn configure_process(threads: usize) {
     }
 }
 
-/// The matrix rate of this process in FLOP/s: the best of ten fp32 products of 1024 x 1024 x 1024, so
-/// that what else the machine does at the moment counts little.
-pub fn matrix_peak(device: tch::Device) -> f64 {
-    let n = 1024i64;
-    let a = Tensor::ones([n, n], (Kind::Float, device));
+/// The matrix rate that a rank's FLOPs are measured against, FLOP/s: in bf16 the data sheet's where
+/// the GPU is a known one, else what [`matrix_peak`] measures.
+pub fn peak_flops(device: Device, kind: Kind) -> f64 {
+    let known = match (device, kind) {
+        (Device::Cuda(index), Kind::BFloat16) => {
+            cuda::properties(index).and_then(|about| cuda::data_sheet_peak(&about.name))
+        }
+        _ => None,
+    };
+    known.unwrap_or_else(|| matrix_peak(device, kind))
+}
+
+/// The matrix rate of this process in FLOP/s: the best of ten square products, 1024 wide on the CPU and
+/// 8192 wide on a GPU, so that what else the machine does at the moment counts little.
+pub fn matrix_peak(device: Device, kind: Kind) -> f64 {
+    let n = if device.is_cuda() { 8192i64 } else { 1024 };
+    let a = Tensor::ones([n, n], (kind, device));
     let best = (0..10).map(|_| {
         let start = Instant::now();
         let product = a.matmul(&a);
@@ -40,4 +118,45 @@ pub fn matrix_peak(device: tch::Device) -> f64 {
         start.elapsed().as_secs_f64()
     });
     2.0 * (n as f64).powi(3) / best.fold(f64::INFINITY, f64::min)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const ALONE: Local = Local { rank: 0, size: 1, may_share: false };
+
+    #[test]
+    fn cuda_by_name_is_refused_with_the_reason_and_a_way_out() {
+        let error = choose(configs::Device::Cuda, ALONE, || Err(NoCuda::Driver)).unwrap_err().to_string();
+        for part in ["parallel.device = \"cuda\"", "libcuda.so.1", "hint: ", "\"cpu\" or \"auto\""] {
+            assert!(error.contains(part), "no {part:?} in {error}");
+        }
+    }
+
+    #[test]
+    fn auto_takes_a_gpu_where_there_is_one_and_the_cpu_where_there_is_none() {
+        assert_eq!(choose(configs::Device::Auto, ALONE, || Ok(1)).unwrap(), Device::Cuda(0));
+        assert_eq!(choose(configs::Device::Auto, ALONE, || Err(NoCuda::Torch)).unwrap(), Device::Cpu);
+        let never = || panic!("nobody looks for CUDA");
+        assert_eq!(choose(configs::Device::Cpu, ALONE, never).unwrap(), Device::Cpu);
+    }
+
+    #[test]
+    fn each_rank_of_a_machine_has_its_own_gpu_unless_they_may_share() {
+        let local = |rank, size, may_share| Local { rank, size, may_share };
+        let of = |local| choose(configs::Device::Cuda, local, || Ok(2));
+        assert_eq!(of(local(1, 2, false)).unwrap(), Device::Cuda(1));
+        assert_eq!(of(local(2, 3, true)).unwrap(), Device::Cuda(0));
+        let error = of(local(0, 3, false)).unwrap_err().to_string();
+        assert!(error.contains("3 ranks") && error.contains("2 GPUs") && error.contains("hint: "), "{error}");
+    }
+
+    #[test]
+    fn a_precision_asked_for_by_name_is_that_one() {
+        assert_eq!(dtype(configs::Dtype::Bf16, Device::Cpu), Kind::BFloat16);
+        assert_eq!(dtype(configs::Dtype::Fp32, Device::Cpu), Kind::Float);
+        let auto = dtype(configs::Dtype::Auto, Device::Cpu);
+        assert_eq!(auto == Kind::BFloat16, cpu_multiplies_bf16());
+    }
 }

@@ -1,5 +1,7 @@
 //! What can go wrong below the model, as errors for people.
 
+use crate::cuda::NoCuda;
+
 /// A failure of a native operation.
 #[derive(Debug, thiserror::Error)]
 pub enum OpsError {
@@ -16,11 +18,20 @@ pub enum OpsError {
         /// What it was given.
         got: String,
     },
-    /// A device that is not to be had.
-    #[error("parallel.device = \"cuda\": {why}\nhint: set parallel.device = \"cpu\" or \"auto\"")]
-    NoCuda {
-        /// Why not.
-        why: &'static str,
+    /// CUDA was asked for by name, and there is none.
+    #[error("parallel.device = \"cuda\": {0}; or set parallel.device = \"cpu\" or \"auto\"")]
+    NoCuda(#[from] NoCuda),
+    /// More ranks than GPUs, and each needs its own.
+    #[error(
+        "{ranks} ranks on this machine, and {devices} GPUs: each rank needs its own\n\
+         hint: start at most {devices} ranks on it; or set parallel.reproducible = true, where ranks sum \
+         through host memory and may share a GPU; or parallel.device = \"cpu\""
+    )]
+    TooFewDevices {
+        /// Ranks on the machine.
+        ranks: usize,
+        /// Its GPUs.
+        devices: usize,
     },
 }
 

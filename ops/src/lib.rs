@@ -6,6 +6,8 @@
 mod adamw;
 mod attention;
 pub mod collectives;
+pub mod cuda;
+mod cuda_stream;
 pub mod device;
 mod error;
 mod flat;

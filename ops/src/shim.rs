@@ -32,7 +32,7 @@ mod ffi {
     }
 }
 
-fn checked(code: c_int) -> Result<(), OpsError> {
+pub(crate) fn checked(code: c_int) -> Result<(), OpsError> {
     if code == 0 {
         return Ok(());
     }

@@ -121,7 +121,7 @@ impl TrainError {
                 | CheckpointError::Layout { .. }
                 | CheckpointError::Damaged { .. },
             )
-            | TrainError::Ops(OpsError::NoCuda { .. }) => Exit::UserError,
+            | TrainError::Ops(OpsError::NoCuda(_) | OpsError::TooFewDevices { .. }) => Exit::UserError,
             TrainError::NotSaved { .. }
             | TrainError::Ops(_)
             | TrainError::Comm(_)

@@ -5,6 +5,7 @@
 use clap::{Parser, Subcommand};
 use configs::{Exit, RunConfig};
 use ops::collectives::{Communicator, abort_on_panic};
+use ops::device::Local;
 use std::path::PathBuf;
 use std::time::Duration;
 use trainer::{Log, Process, StopFlag, TrainError};
@@ -44,7 +45,7 @@ fn main() {
     log.joined(comm.rank());
     abort_on_panic(&*comm);
     let outcome = match &cli.command {
-        Command::Train { config, sets } => train(config, sets, &*comm, &Process { stop, log }),
+        Command::Train { config, sets } => train(config, sets, &*comm, stop, log),
     };
     match outcome {
         Ok(exit) => match comm.finalize() {
@@ -68,9 +69,17 @@ fn train(
     config: &std::path::Path,
     sets: &[String],
     comm: &dyn Communicator,
-    process: &Process,
+    stop: StopFlag,
+    log: Log,
 ) -> Result<Exit, TrainError> {
     let config: RunConfig = configs::load(config, sets, &dataloader::vocab_size)?;
     ops::device::configure_process(config.parallel.threads);
-    trainer::train(&config, comm, process)
+    let place = comm.place();
+    let local = Local {
+        rank: place.local_rank,
+        size: place.local_size,
+        may_share: config.reproducible(false), // sums then go through host memory
+    };
+    let device = ops::device::select(config.parallel.device, local)?;
+    trainer::train(&config, comm, &Process { stop, log, device })
 }

@@ -5,13 +5,13 @@ use crate::checkpoint::{CheckpointError, Checkpoints, Loaded, Publisher, StateKi
 use crate::error::TrainError;
 use crate::evaluation::Validation;
 use crate::generate::{Sampling, generate};
-use crate::log::Log;
 use crate::metrics::StartReport;
 use crate::model::Gpt;
 use crate::optimizer::Optimizer;
 use crate::report::Reporter;
 use crate::run_folder::RunFolder;
 use crate::saving::{Progress, Saver};
+use crate::train::Process;
 use configs::{BatchPlan, Exit, RunConfig};
 use dataloader::{DataSet, Samples, Tokenizer};
 use ops::collectives::Communicator;
@@ -54,9 +54,9 @@ impl<'a> Run<'a> {
         config: &'a RunConfig,
         comm: &'a dyn Communicator,
         validation: Option<&Validation>,
-        log: &Log,
+        process: &Process,
     ) -> Result<Run<'a>, TrainError> {
-        let device = ops::device::select(config.parallel.device)?;
+        let device = process.device;
         let plan = config.batch_plan(comm.world_size())?;
         let data = DataSet::open(&config.data.train)?;
         check_vocabulary(config, &data)?;
@@ -76,7 +76,7 @@ impl<'a> Run<'a> {
 
         let folder = RunFolder::open(&config.run.dir)?;
         let log_path = folder.log_path(comm.rank());
-        log.to_file(&log_path).map_err(TrainError::io(&log_path))?;
+        process.log.to_file(&log_path).map_err(TrainError::io(&log_path))?;
         // Looked at before the run is claimed: a start that is refused takes nothing from one that runs.
         let resume = newest_good(&folder, comm)?;
         if let Some(loaded) = &resume {
@@ -85,7 +85,7 @@ impl<'a> Run<'a> {
         let generation = claim(&folder, config, comm)?;
         let saver = Saver::new(comm, &folder, generation, config.checkpoint.keep_last, template);
         let reporter = Reporter::open(&folder.metrics_path(), config, comm.rank())?;
-        let mut peak = [ops::device::matrix_peak(device)];
+        let mut peak = [ops::device::peak_flops(device, tch::Kind::Float)];
         comm.all_reduce_f64(&mut peak)?;
         let [peak_flops] = peak;
         Ok(Run {

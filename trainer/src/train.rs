@@ -17,13 +17,15 @@ use ops::collectives::Communicator;
 use std::time::Instant;
 use tracing::debug;
 
-/// What the process brings to a run: its signals and its log.
+/// What the process brings to a run: its signals, its log and its device.
 #[derive(Debug)]
 pub struct Process {
     /// Raised by signals.
     pub stop: StopFlag,
     /// Where it speaks.
     pub log: Log,
+    /// Where tensors live.
+    pub device: tch::Device,
 }
 
 /// What a step changes: the weights, the optimizer's state, and the sums on the way there.
@@ -39,7 +41,7 @@ struct Learner {
 /// Whatever ends a run before its time; afterwards the communicator must be aborted, not used.
 pub fn train(config: &RunConfig, comm: &dyn Communicator, process: &Process) -> Result<Exit, TrainError> {
     let validation = Validation::open(config)?;
-    let mut run = Run::open(config, comm, validation.as_ref(), &process.log)?;
+    let mut run = Run::open(config, comm, validation.as_ref(), process)?;
     let model = Gpt::zeros(&config.model, run.device)?;
     let optimizer = Optimizer::new(&config.optim, &model);
     let reproducible = config.reproducible(run.device == tch::Device::Cpu);
