@@ -161,7 +161,7 @@ fn mismatch(comm: &dyn Communicator) {
     let numel = if comm.rank() == 2 { 7 } else { 8 };
     let buffer = tch::Tensor::zeros([numel], (tch::Kind::Float, tch::Device::Cpu));
     let error = comm.all_reduce(&buffer).unwrap_err().to_string();
-    let expected = "rank 2 all_reduce of 7 elements where rank 0 all_reduce of 8 elements";
+    let expected = "rank 2 all_reduce of 7 elements in fp32 where rank 0 all_reduce of 8 elements in fp32";
     assert!(error.contains(expected), "{error}");
     let outcome = if comm.rank() == 1 { comm.barrier() } else { comm.all_reduce(&buffer) };
     let error = outcome.unwrap_err().to_string();

@@ -6,7 +6,7 @@ use crate::error::TrainError;
 use crate::model::Gpt;
 use crate::timing::{Phase, Timing};
 use ops::GradientTree;
-use ops::collectives::{Communicator, Operation, Pending};
+use ops::collectives::{Communicator, Operation, Pending, Wire};
 use tch::{Device, Tensor};
 
 /// One pass's tokens: `inputs` and `targets`, `[B, T]` i64 each.
@@ -132,7 +132,7 @@ impl<'a> GradientStep<'a> {
             tree.add_leaf(segment, index, leaf);
         }
         if leaf + 1 == self.sums.grad_accum_steps {
-            self.in_flight.push(self.comm.start(Operation::AllReduce, segment.grad())?);
+            self.in_flight.push(self.comm.start(Operation::AllReduce { wire: Wire::Fp32 }, segment.grad())?);
         }
         Ok(())
     }

@@ -27,13 +27,24 @@ pub enum CommError {
     #[error("this process has joined MPI before\nhint: call init once and pass the communicator on")]
     Twice,
     /// A tensor that is no flat buffer.
-    #[error("{operation} takes a contiguous one-dimensional fp32 buffer on the CPU, got {got}")]
+    #[error("{operation} takes a contiguous one-dimensional {dtypes} buffer on the CPU, got {got}")]
     Buffer {
         /// The operation.
         operation: &'static str,
+        /// What it takes.
+        dtypes: &'static str,
         /// The tensor's dtype, shape and device.
         got: String,
     },
+    /// A buffer of a dtype that no collective takes.
+    #[error("buffers are fp32 or bf16, got {got:?}")]
+    Kind {
+        /// The dtype asked for.
+        got: tch::Kind,
+    },
+    /// libtorch could not make a buffer.
+    #[error("a buffer between ranks: {0}")]
+    Torch(#[from] tch::TchError),
     /// A root or a shard size that does not fit the group.
     #[error("{operation}: {what}")]
     Argument {

@@ -13,19 +13,22 @@ mod error;
 mod flat;
 mod machine;
 mod mpi;
+mod operation;
 mod solo;
 mod start;
 pub mod suite;
+mod traffic;
 mod tree;
 
 pub use end::abort_on_panic;
 pub use error::CommError;
+pub use operation::{Operation, Wire, shard};
 pub use solo::Solo;
+pub use traffic::{Moved, Traffic};
 pub use tree::tree_sum;
 
-use std::ops::Range;
 use std::sync::mpsc::Receiver;
-use tch::Tensor;
+use tch::{Kind, Tensor};
 
 /// Joins the ranks this process was started with: MPI's under mpirun or `srun --mpi=pmix`, else one
 /// rank on its own, which never touches MPI.
@@ -87,50 +90,38 @@ pub struct Place {
     pub host: String,
 }
 
-/// A collective operation on a flat buffer, in place.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Operation {
-    /// Every rank ends with the sum over ranks.
-    AllReduce,
-    /// Rank r ends with the sum over ranks in its shard; the rest of its buffer is left unspecified.
-    ReduceScatter {
-        /// Elements per shard; rank r's is [`shard`] r of the buffer.
-        shard_numel: usize,
-    },
-    /// Every rank ends with all shards, each as its owner had it.
-    AllGather {
-        /// Elements per shard; rank r's is [`shard`] r of the buffer.
-        shard_numel: usize,
-    },
-    /// Every rank ends with the root's buffer.
-    Broadcast {
-        /// The rank that gives.
-        root: usize,
-    },
-}
-
-/// The elements of shard `rank` of a buffer of `numel` elements in shards of `shard_numel`; the last
-/// ones may be short or empty.
-pub fn shard(numel: usize, shard_numel: usize, rank: usize) -> Range<usize> {
-    let edge = |rank: usize| rank.saturating_mul(shard_numel).min(numel);
-    edge(rank)..edge(rank + 1)
-}
-
 /// The collectives a data-parallel run needs, and nothing else.
 ///
-/// Every method but `place`, its shorthands and `abort` is collective: all ranks call it, in the same
+/// Every method but `place`, its shorthands, `traffic` and `abort` is collective: all ranks call it, in the same
 /// order, with the same operation and sizes, one thread at a time. A failed collective leaves the
 /// group unusable; the only correct reaction is `abort`. An MPI error or the death of a peer ends the
 /// rank by itself.
 ///
-/// Buffers are flat: fp32, one dimension, contiguous, on the CPU; views of a larger buffer will do.
-/// They are changed in place although borrowed shared, as everywhere in tch.
+/// Buffers are flat: one dimension, contiguous, on the CPU; views of a larger buffer will do. Sums take
+/// fp32, copies fp32 and bf16. They are changed in place although borrowed shared, as everywhere in tch.
+/// Any tensor will do; those that [`buffer`](Communicator::buffer) gives travel with fewer copies.
 ///
 /// Dropping a communicator does nothing collective: a rank that ends without `finalize` is taken for
 /// a failed one, and ends the job.
 pub trait Communicator: Send + Sync {
     /// Where this rank is.
     fn place(&self) -> &Place;
+
+    /// A flat buffer of zeros, `[numel]`, fp32 or bf16, for collectives to work on: where ranks of a node
+    /// can share memory, they reach into each other's directly. That takes the same buffer on all
+    /// ranks, or views of it at the same offset; elsewhere it is a tensor like any other. Its memory is
+    /// kept until the process ends. Collective: all ranks ask for the same sizes in the same order.
+    ///
+    /// # Errors
+    /// [`CommError::Kind`] for another dtype; [`CommError::Mismatch`] if ranks called different things.
+    fn buffer(&self, numel: usize, kind: Kind) -> Result<Tensor, CommError> {
+        flat::plain_buffer(numel, kind)
+    }
+
+    /// What this rank's collectives have sent so far. Not collective; zeros where nothing travels.
+    fn traffic(&self) -> Traffic {
+        Traffic::default()
+    }
 
     /// Starts an operation on a buffer and returns at once; operations complete in the order they
     /// were started. Until [`Pending::wait`] has returned, nobody may read or write the buffer.
@@ -182,7 +173,7 @@ pub trait Communicator: Send + Sync {
     /// # Errors
     /// As [`start`](Communicator::start), and [`CommError::Mismatch`].
     fn all_reduce(&self, buffer: &Tensor) -> Result<(), CommError> {
-        self.start(Operation::AllReduce, buffer)?.wait()
+        self.start(Operation::AllReduce { wire: Wire::Fp32 }, buffer)?.wait()
     }
 
     /// Sums the buffer over ranks; each rank gets the sum in its [`shard`], the rest is unspecified.
@@ -190,7 +181,7 @@ pub trait Communicator: Send + Sync {
     /// # Errors
     /// As [`start`](Communicator::start), and [`CommError::Mismatch`].
     fn reduce_scatter(&self, buffer: &Tensor, shard_numel: usize) -> Result<(), CommError> {
-        self.start(Operation::ReduceScatter { shard_numel }, buffer)?.wait()
+        self.start(Operation::ReduceScatter { shard_numel, wire: Wire::Fp32 }, buffer)?.wait()
     }
 
     /// Fills the buffer with every rank's [`shard`] of it.
@@ -233,7 +224,7 @@ pub trait Communicator: Send + Sync {
     /// As [`all_gather_bytes`](Communicator::all_gather_bytes), and [`CommError::Argument`] for a
     /// root that is no rank.
     fn broadcast_bytes(&self, bytes: &mut Vec<u8>, root: usize) -> Result<(), CommError> {
-        flat::check_root("broadcast_bytes", root, self.world_size())?;
+        operation::check_root("broadcast_bytes", root, self.world_size())?;
         let mine: &[u8] = if self.rank() == root { bytes } else { &[] };
         let mut rows = self.all_gather_bytes(mine)?;
         *bytes = std::mem::take(&mut rows[root]);
@@ -281,12 +272,6 @@ mod tests {
         let comm: Box<dyn Communicator> = Box::new(Solo::new());
         comm.barrier().unwrap();
         comm.finalize().unwrap();
-    }
-
-    #[test]
-    fn shards_cover_a_buffer_once_and_may_end_early() {
-        let ranges: Vec<_> = (0..4).map(|rank| shard(10, 4, rank)).collect();
-        assert_eq!(ranges, [0..4, 4..8, 8..10, 10..10]);
     }
 
     #[test]

@@ -11,9 +11,10 @@ mod worker;
 pub(super) use raw::abort_world;
 
 use super::flat::Flat;
+use super::traffic::{Counters, Traffic};
 use super::{CommError, Communicator, Operation, Options, Pending, Place, end};
-use std::sync::Mutex;
 use std::sync::mpsc::{Receiver, Sender, channel};
+use std::sync::{Arc, Mutex};
 use std::thread::JoinHandle;
 use tch::Tensor;
 use worker::Job;
@@ -22,6 +23,7 @@ use worker::Job;
 pub(super) struct Mpi {
     place: Place,
     jobs: Sender<Job>,
+    counters: Arc<Counters>,
     thread: Mutex<Option<JoinHandle<()>>>,
 }
 
@@ -30,12 +32,13 @@ impl Mpi {
     pub(super) fn join(options: &Options, tasks: Option<usize>) -> Result<Mpi, CommError> {
         let (jobs, queue) = channel();
         let (placed, place) = channel();
-        let options = options.clone();
+        let (options, counters) = (options.clone(), Arc::new(Counters::default()));
+        let counted = Arc::clone(&counters);
         let thread = std::thread::Builder::new()
             .name("mpi".to_owned())
-            .spawn(move || worker::run(&options, tasks, &placed, &queue))?;
+            .spawn(move || worker::run(&options, tasks, &counted, &placed, &queue))?;
         let place = place.recv().unwrap_or(Err(CommError::Ended))?;
-        Ok(Mpi { place, jobs, thread: Mutex::new(Some(thread)) })
+        Ok(Mpi { place, jobs, counters, thread: Mutex::new(Some(thread)) })
     }
 
     /// Hands a job to the thread, and the way its outcome comes back.
@@ -49,6 +52,10 @@ impl Mpi {
 impl Communicator for Mpi {
     fn place(&self) -> &Place {
         &self.place
+    }
+
+    fn traffic(&self) -> Traffic {
+        self.counters.traffic()
     }
 
     fn start(&self, operation: Operation, buffer: &Tensor) -> Result<Pending, CommError> {

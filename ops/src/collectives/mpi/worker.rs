@@ -7,9 +7,13 @@ use super::grid::{Grid, Pass};
 use super::layout::Layout;
 use super::raw::{self, Comm, Shared};
 use crate::collectives::flat::Flat;
-use crate::collectives::{CommError, Operation, Options, Place, end, machine};
+use crate::collectives::traffic::Counters;
+use crate::collectives::{CommError, Operation, Options, Place, Wire, end, machine, shard};
 use std::fmt;
+use std::sync::Arc;
 use std::sync::mpsc::{Receiver, Sender};
+use std::time::Instant;
+use tch::{Kind, Tensor};
 
 /// Elements broadcast in one message: 1 GiB, well within what MPI counts.
 const BROADCAST_PIECE: usize = 1 << 28;
@@ -29,10 +33,11 @@ pub(super) enum Job {
 pub(super) fn run(
     options: &Options,
     tasks: Option<usize>,
+    counters: &Arc<Counters>,
     placed: &Sender<Result<Place, CommError>>,
     queue: &Receiver<Job>,
 ) {
-    let mut worker = match Worker::join(options, tasks) {
+    let mut worker = match Worker::join(options, tasks, Arc::clone(counters)) {
         Ok(worker) => worker,
         Err(error) => return drop(placed.send(Err(error))),
     };
@@ -64,10 +69,11 @@ struct Worker {
     place: Place,
     world: Comm,
     grid: Grid,
+    counters: Arc<Counters>,
 }
 
 impl Worker {
-    fn join(options: &Options, tasks: Option<usize>) -> Result<Worker, CommError> {
+    fn join(options: &Options, tasks: Option<usize>, counters: Arc<Counters>) -> Result<Worker, CommError> {
         let any_thread = raw::init()?;
         let world = Comm::world()?;
         let (rank, world_size) = world.rank_and_size()?;
@@ -99,7 +105,7 @@ impl Worker {
             nodes: layout.nodes,
             host: machine::host_name(),
         };
-        Ok(Worker { place, world, grid })
+        Ok(Worker { place, world, grid, counters })
     }
 
     /// The grid of nodes if ranks can share memory on each, else every rank a node of its own.
@@ -124,6 +130,7 @@ impl Worker {
 
     /// All ranks tell what they are about to do, and go on if it is the same. Also a barrier.
     fn agree(&self, call: Call) -> Result<Vec<Call>, CommError> {
+        self.counters.add_control(size_of::<Call>() * (self.place.world_size - 1));
         let calls: Vec<Call> = self.world.all_gather_u64(call.0)?.into_iter().map(Call).collect();
         match calls.iter().position(|other| !other.agrees(calls[0])) {
             None => Ok(calls),
@@ -135,28 +142,79 @@ impl Worker {
     }
 
     fn flat(&mut self, operation: Operation, flat: &Flat) -> Result<(), CommError> {
-        self.agree(Call::flat(operation, flat.numel()))?;
-        let (data, numel) = (flat.data(), flat.numel());
+        self.agree(Call::flat(operation, flat))?;
+        let began = Instant::now();
+        let rounded = |tensor: &Tensor| tensor.to_kind(Kind::BFloat16).to_kind(Kind::Float);
+        let mut buffer = flat.tensor();
+        if self.place.world_size == 1 {
+            return Ok(());
+        }
+        if flat.kind() == Kind::BFloat16 {
+            let wide = buffer.to_kind(Kind::Float);
+            self.fp32(operation, &wide)?;
+            buffer.copy_(&wide);
+        } else {
+            let half = operation.wire() == Wire::Bf16;
+            if half {
+                buffer.copy_(&rounded(&buffer));
+            }
+            self.fp32(operation, &buffer)?;
+            if half && matches!(operation, Operation::AllReduce { .. }) {
+                buffer.copy_(&rounded(&buffer));
+            }
+        }
+        self.counters.add(operation, self.bytes_of(operation, flat), began.elapsed());
+        Ok(())
+    }
+
+    /// Bytes that an operation sends from this rank.
+    fn bytes_of(&self, operation: Operation, flat: &Flat) -> u64 {
+        let (numel, rank, others) = (flat.numel(), self.place.rank, self.place.world_size - 1);
+        let of_shards = |shard_numel, reduce, gather| {
+            let own = shard(numel, shard_numel, rank).len();
+            usize::from(reduce) * (numel - own) + usize::from(gather) * own * others
+        };
+        let elements = match operation {
+            Operation::AllReduce { .. } => of_shards(self.slice_numel(numel), true, true),
+            Operation::ReduceScatter { shard_numel, .. } => of_shards(shard_numel, true, false),
+            Operation::AllGather { shard_numel } => of_shards(shard_numel, false, true),
+            Operation::Broadcast { root } => {
+                if root == rank {
+                    numel * others
+                } else {
+                    0
+                }
+            }
+        };
+        let half = flat.kind() == Kind::BFloat16 || operation.wire() == Wire::Bf16;
+        (elements * if half { 2 } else { 4 }) as u64
+    }
+
+    /// Elements of a rank's slice of an all-reduce: whole cache lines.
+    fn slice_numel(&self, numel: usize) -> usize {
+        numel.div_ceil(self.place.world_size).next_multiple_of(16)
+    }
+
+    fn fp32(&mut self, operation: Operation, buffer: &Tensor) -> Result<(), CommError> {
+        let (data, numel) = (buffer.data_ptr().cast(), buffer.numel());
         let pass = |slice_numel, reduce, gather| Pass { data, numel, slice_numel, reduce, gather };
         let pass = match operation {
-            Operation::Broadcast { root } => return self.broadcast(flat, root),
-            Operation::AllReduce => {
-                let even = numel.div_ceil(self.place.world_size).next_multiple_of(16);
-                pass(even, true, true)
-            }
-            Operation::ReduceScatter { shard_numel } => pass(shard_numel, true, false),
+            Operation::Broadcast { root } => return self.broadcast(buffer, root),
+            Operation::AllReduce { .. } => pass(self.slice_numel(numel), true, true),
+            Operation::ReduceScatter { shard_numel, .. } => pass(shard_numel, true, false),
             Operation::AllGather { shard_numel } => pass(shard_numel, false, true),
         };
-        // SAFETY: `flat` keeps its `numel` floats alive; the contract of `Communicator::start` keeps
+        // SAFETY: `buffer` keeps its `numel` floats alive; the contract of `Communicator::start` keeps
         // others off them until the outcome of this job is told.
         unsafe { self.grid.run(pass) }
     }
 
-    fn broadcast(&self, flat: &Flat, root: usize) -> Result<(), CommError> {
-        for start in (0..flat.numel()).step_by(BROADCAST_PIECE) {
-            let numel = BROADCAST_PIECE.min(flat.numel() - start);
-            // SAFETY: as in `flat`; the wait below completes the request.
-            let request = unsafe { self.world.start_broadcast(flat.data().add(start), numel, root) }?;
+    fn broadcast(&self, buffer: &Tensor, root: usize) -> Result<(), CommError> {
+        let data: *mut f32 = buffer.data_ptr().cast();
+        for start in (0..buffer.numel()).step_by(BROADCAST_PIECE) {
+            let numel = BROADCAST_PIECE.min(buffer.numel() - start);
+            // SAFETY: as in `fp32`; the wait below completes the request.
+            let request = unsafe { self.world.start_broadcast(data.add(start), numel, root) }?;
             raw::wait(&mut vec![request])?;
         }
         Ok(())
@@ -169,6 +227,7 @@ impl Worker {
         if total > limit {
             return Err(CommError::TooLong { total, limit }); // on every rank
         }
+        self.counters.add_control(bytes.len() * (self.place.world_size - 1));
         self.world.all_gather_bytes(bytes, &lengths)
     }
 
@@ -219,28 +278,29 @@ fn share(
     Ok(None)
 }
 
-/// What a rank is about to do: kind, elements, and a number more.
+/// What a rank is about to do: kind, elements, a number more, and bytes of an element on the wire.
 #[derive(Clone, Copy)]
-struct Call([u64; 3]);
+struct Call([u64; 4]);
 
 const BYTES: u64 = 0;
 
 impl Call {
-    const BARRIER: Call = Call([1, 0, 0]);
-    const FINALIZE: Call = Call([2, 0, 0]);
+    const BARRIER: Call = Call([1, 0, 0, 0]);
+    const FINALIZE: Call = Call([2, 0, 0, 0]);
 
     fn bytes(length: usize) -> Call {
-        Call([BYTES, 0, length as u64])
+        Call([BYTES, 0, length as u64, 0])
     }
 
-    fn flat(operation: Operation, numel: usize) -> Call {
+    fn flat(operation: Operation, flat: &Flat) -> Call {
         let (kind, more) = match operation {
-            Operation::AllReduce => (3, 0),
-            Operation::ReduceScatter { shard_numel } => (4, shard_numel),
+            Operation::AllReduce { .. } => (3, 0),
+            Operation::ReduceScatter { shard_numel, .. } => (4, shard_numel),
             Operation::AllGather { shard_numel } => (5, shard_numel),
             Operation::Broadcast { root } => (6, root),
         };
-        Call([kind, numel as u64, more as u64])
+        let half = flat.kind() == Kind::BFloat16 || operation.wire() == Wire::Bf16;
+        Call([kind, flat.numel() as u64, more as u64, if half { 2 } else { 4 }])
     }
 
     /// Lengths of bytes may differ, all else may not.
@@ -251,15 +311,16 @@ impl Call {
 
 impl fmt::Display for Call {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let [kind, numel, more] = self.0;
+        let [kind, numel, more, width] = self.0;
+        let dtype = if width == 2 { "bf16" } else { "fp32" };
         match kind {
             BYTES => write!(f, "all_gather_bytes of {more} bytes"),
             1 => write!(f, "barrier"),
             2 => write!(f, "finalize"),
-            3 => write!(f, "all_reduce of {numel} elements"),
-            4 => write!(f, "reduce_scatter of {numel} elements in shards of {more}"),
-            5 => write!(f, "all_gather of {numel} elements in shards of {more}"),
-            _ => write!(f, "broadcast of {numel} elements from rank {more}"),
+            3 => write!(f, "all_reduce of {numel} elements in {dtype}"),
+            4 => write!(f, "reduce_scatter of {numel} elements in {dtype} in shards of {more}"),
+            5 => write!(f, "all_gather of {numel} elements in {dtype} in shards of {more}"),
+            _ => write!(f, "broadcast of {numel} elements in {dtype} from rank {more}"),
         }
     }
 }

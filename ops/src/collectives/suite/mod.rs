@@ -1,9 +1,11 @@
 //! The behaviour suite: what every backend must do, checked on the ranks that are there.
 //!
-//! Owns claims and their evidence, not how ranks are started. Tests run it alone and under mpirun;
+//! Owns claims and their evidence, not how ranks are started. Tests run it alone and under mpirun.
 //! Kept apart from the tests, so that a program can run it on a user's machines.
 
-use super::{CommError, Communicator, Operation, shard};
+mod travel;
+
+use super::{CommError, Communicator, Operation, Wire, shard};
 use configs::Philox;
 use tch::{Kind, Tensor};
 
@@ -18,7 +20,7 @@ pub struct Check {
 
 /// Runs every check. Collective; takes seconds.
 pub fn suite(comm: &dyn Communicator) -> Vec<Check> {
-    let checks: [(&'static str, Claim); 11] = [
+    let checks: [(&'static str, Claim); 16] = [
         ("sums of small integers are exact", sums_of_small_integers_are_exact),
         ("sums are taken in the balanced tree over ranks", sums_are_taken_in_the_balanced_tree),
         ("every rank ends with the same bits", every_rank_ends_with_the_same_bits),
@@ -28,6 +30,14 @@ pub fn suite(comm: &dyn Communicator) -> Vec<Check> {
         ("broadcast gives the root's buffer to all", broadcast_gives_the_roots_buffer),
         ("bytes of any length reach all ranks", bytes_of_any_length_reach_all_ranks),
         ("numbers in f64 are summed in the tree", numbers_in_f64_are_summed_in_the_tree),
+        ("a bf16 wire rounds every contribution", travel::a_bf16_wire_rounds_every_contribution),
+        (
+            "a bf16 wire loses no more than its roundings",
+            travel::a_bf16_wire_loses_no_more_than_its_roundings,
+        ),
+        ("bf16 buffers are copied bit by bit", travel::bf16_buffers_are_copied_bit_by_bit),
+        ("buffers between ranks work as any other", travel::buffers_between_ranks_work_as_any_other),
+        ("bytes sent are those of theory", travel::bytes_sent_are_those_of_theory),
         ("what is no flat buffer is refused before it is sent", what_is_no_flat_buffer_is_refused),
         ("arguments that do not fit are refused before anything is sent", misfits_are_refused),
     ];
@@ -79,7 +89,7 @@ fn operations_in_flight_complete_in_order(comm: &dyn Communicator) -> Outcome {
         (0..6).map(|k| filled(numel, |i| awkward(comm.rank(), i + k * numel))).collect();
     let mut pending = Vec::new();
     for buffer in &buffers {
-        pending.push(comm.start(Operation::AllReduce, buffer).map_err(text)?);
+        pending.push(comm.start(Operation::AllReduce { wire: Wire::Fp32 }, buffer).map_err(text)?);
     }
     // With the last one complete, all are.
     let last = pending.pop().map_or(Ok(()), |last| last.wait());
