@@ -38,15 +38,20 @@ impl Flat {
         self.numel
     }
 
-    /// The buffer as a tensor.
-    pub(super) fn tensor(&self) -> Tensor {
-        self.owner.shallow_clone()
+    /// The first byte; may be null if there is none.
+    pub(super) fn data(&self) -> *mut u8 {
+        self.owner.data_ptr().cast()
     }
 
     /// Its dtype.
     pub(super) fn kind(&self) -> Kind {
         self.kind
     }
+}
+
+/// Bytes of an element of a buffer.
+pub(super) fn width(kind: Kind) -> usize {
+    if kind == Kind::BFloat16 { 2 } else { 4 }
 }
 
 /// A buffer of zeros in memory of its own.

@@ -9,11 +9,10 @@ pub(super) fn host_name() -> String {
     if code == 0 { String::from_utf8_lossy(&name[..length]).into_owned() } else { "localhost".to_owned() }
 }
 
-/// Bytes free where ranks of one machine share memory, `/dev/shm`; 0 if there is none.
-pub(super) fn free_shared_memory() -> usize {
-    // SAFETY: statvfs is plain integers, for which zeros are a value.
-    let mut stat: libc::statvfs = unsafe { std::mem::zeroed() };
-    // SAFETY: a path that ends in a zero byte, and a place to write to.
-    let code = unsafe { libc::statvfs(c"/dev/shm".as_ptr(), &mut stat) };
-    if code == 0 { usize::try_from(stat.f_bavail * stat.f_frsize).unwrap_or(usize::MAX) } else { 0 }
+/// Bytes free and bytes in all where ranks of one machine share memory, `/dev/shm`; 0 if there is none.
+pub(super) fn shared_memory() -> (usize, usize) {
+    rustix::fs::statvfs("/dev/shm").map_or((0, 0), |shm| {
+        let bytes = |blocks: u64| usize::try_from(blocks.saturating_mul(shm.f_frsize)).unwrap_or(usize::MAX);
+        (bytes(shm.f_bavail), bytes(shm.f_blocks))
+    })
 }

@@ -3,7 +3,7 @@
 use std::ops::AddAssign;
 
 /// Elements summed at a time, so that partial sums stay in the first-level cache.
-const BLOCK: usize = 1024;
+pub(super) const BLOCK: usize = 1024;
 
 /// Sums rows element by element, `rows` x `[n]` -> `[n]`, in the balanced binary tree over the row
 /// index: the left half holds the largest power of two of rows that leaves the right one some.
@@ -17,35 +17,58 @@ pub fn tree_sum<T: Copy + Default + AddAssign>(rows: &[&[T]], out: &mut [T]) {
     for row in rows {
         assert_eq!(row.len(), out.len(), "rows and sum have one length");
     }
+    let rows: Vec<*const T> = rows.iter().map(|row| row.as_ptr()).collect();
     for (index, block) in out.chunks_mut(BLOCK).enumerate() {
-        sum_block(rows, index * BLOCK, block);
+        // SAFETY: every row has as many elements as `out`, and they are borrowed until the end.
+        unsafe { sum_block(&rows, index * BLOCK, block, |leaf| leaf) };
     }
 }
 
-fn sum_block<T: Copy + Default + AddAssign>(rows: &[&[T]], start: usize, out: &mut [T]) {
-    let end = start + out.len();
-    match rows {
+/// Sums elements `start..start + out.len()` of the rows, each taken through `value`.
+///
+/// # Safety
+/// Every row addresses that many elements, aligned, that nobody writes meanwhile.
+///
+/// # Panics
+/// If `out` is longer than [`BLOCK`].
+pub(super) unsafe fn sum_block<L: Copy, T: Copy + Default + AddAssign>(
+    rows: &[*const L],
+    start: usize,
+    out: &mut [T],
+    value: impl Fn(L) -> T + Copy,
+) {
+    // SAFETY: by this function's contract.
+    let row = |row: *const L| unsafe { std::slice::from_raw_parts(row.add(start), out.len()) };
+    match *rows {
         [] => out.fill(T::default()),
-        [row] => out.copy_from_slice(&row[start..end]),
+        [a] => {
+            let a = row(a);
+            for (sum, &a) in out.iter_mut().zip(a) {
+                *sum = value(a);
+            }
+        }
         [a, b] => {
-            for ((sum, &a), &b) in out.iter_mut().zip(&a[start..end]).zip(&b[start..end]) {
-                *sum = a;
-                *sum += b;
+            let (a, b) = (row(a), row(b));
+            for ((sum, &a), &b) in out.iter_mut().zip(a).zip(b) {
+                *sum = value(a);
+                *sum += value(b);
             }
         }
         _ => {
             let (left, right) = rows.split_at(rows.len().next_power_of_two() / 2);
             let mut scratch = [T::default(); BLOCK];
             let right_sum = &mut scratch[..out.len()];
-            sum_block(left, start, out);
-            sum_block(right, start, right_sum);
+            // SAFETY: handed on.
+            unsafe {
+                sum_block(left, start, out, value);
+                sum_block(right, start, right_sum, value);
+            }
             for (sum, &right) in out.iter_mut().zip(right_sum.iter()) {
                 *sum += right;
             }
         }
     }
 }
-
 #[cfg(test)]
 mod tests {
     use super::*;

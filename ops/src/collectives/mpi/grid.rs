@@ -2,20 +2,27 @@
 //!
 //! Owns the pipeline and its scratch memory. Refuses to know jobs, tensors and who asked.
 //!
-//! A buffer is cut into one slice per rank, a slice into pieces. A piece passes five stages: ranks
+//! A buffer is cut into one slice per rank, a slice into pieces. A piece passes up to five stages: ranks
 //! *publish* to their node what others will sum; each *sums* its slices over the node; slices go to
 //! their owners on other nodes, which *merge* them; the sums go back and are *spread* on each node;
 //! each rank *collects* them. All ranks run round after round, a different piece at each stage, and
 //! wait at the end of a round for its messages and for their node. What one stage writes another
 //! reads a round later, so two slots of scratch suffice, alternating with the piece.
 //!
-//! Within a node this is sums through shared memory; with one rank per node it is all-to-all, sum,
-//! all-gather; one pipeline does both.
+//! Ranks of a node that can reach into each other's buffers need neither publish nor collect, nor wait
+//! for each other but at the end: a slice is summed from all buffers and spread to all of them by
+//! the one rank of the node that handles it, and nobody else touches it.
 
-use super::raw::{self, Comm, Request, Shared};
-use crate::collectives::{CommError, shard, tree_sum};
-use std::ops::Range;
-use std::slice::{from_raw_parts, from_raw_parts_mut};
+use super::pass::{Pass, Piece};
+use super::raw::{self, Comm, Request};
+use super::shared::Shared;
+use super::sums::{Rows, Sum, sum};
+use crate::collectives::CommError;
+use std::sync::atomic::{Ordering, fence};
+
+/// Which of a pass's messages one is. Between two ranks those of a kind arrive in order.
+const CONTRIBUTION: i32 = 1;
+const COMPLETE: i32 = 2;
 
 /// The ranks as nodes x ranks per node. World rank = node x local_size + local_rank.
 pub(super) struct Grid {
@@ -32,33 +39,19 @@ pub(super) struct Grid {
     /// Elements of a slice that make a piece, P.
     piece: usize,
     scratch: Scratch,
+    sent_bytes: u64,
 }
 
-/// Two slots each; N = nodes, P = piece.
+/// Rows of P elements of up to four bytes, two slots each; N = nodes.
 struct Scratch {
-    /// This node's sums of the peers' slices, [2, N, P].
+    /// This node's sums of the peers' slices, and of the own one, [2, N, P].
     sums: Vec<f32>,
-    /// All nodes' sums of this rank's slice, [2, N, P].
+    /// Other nodes' sums of this rank's slice, [2, N, P].
     parts: Vec<f32>,
-    /// This rank's slice, complete, [2, P].
+    /// This rank's slice, complete, as bf16, [2, P].
     own: Vec<f32>,
-    /// The peers' slices, complete, [2, N, P].
+    /// The peers' slices, complete, as bf16, [2, N, P].
     complete: Vec<f32>,
-}
-
-/// What a pass over a buffer does.
-#[derive(Clone, Copy)]
-pub(super) struct Pass {
-    /// The buffer's first element.
-    pub(super) data: *mut f32,
-    /// Its elements.
-    pub(super) numel: usize,
-    /// Elements per slice; rank r owns slice r.
-    pub(super) slice_numel: usize,
-    /// Sum the slices, or take each as its owner has it.
-    pub(super) reduce: bool,
-    /// Give the slices to all, or leave each with its owner.
-    pub(super) gather: bool,
 }
 
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -70,43 +63,9 @@ enum Stage {
     Collect,
 }
 
-/// A piece of every slice.
-#[derive(Clone, Copy)]
-struct Piece {
-    pass: Pass,
-    /// Offset within a slice.
-    offset: usize,
-    /// Elements; slices at the end of the buffer may have fewer.
-    numel: usize,
-    /// Which half of the scratch memory: 0 or 1.
-    slot: usize,
-}
-
-impl Piece {
-    /// Elements of the buffer that belong to rank `rank`'s slice.
-    fn of(&self, rank: usize) -> Range<usize> {
-        let slice = shard(self.pass.numel, self.pass.slice_numel, rank);
-        let start = (slice.start + self.offset).min(slice.end);
-        start..(start + self.numel).min(slice.end)
-    }
-
-    /// The buffer's elements of rank `rank`'s slice, to be changed.
-    ///
-    /// # Safety
-    /// No other reference to these elements is alive; the buffer is (see [`Grid::run`]).
-    unsafe fn slice_mut<'a>(&self, rank: usize) -> &'a mut [f32] {
-        let range = self.of(rank);
-        if range.is_empty() {
-            return &mut []; // an empty buffer's pointer may be null
-        }
-        // SAFETY: `of` stays within the buffer's `numel` elements; the rest is the caller's duty.
-        unsafe { from_raw_parts_mut(self.pass.data.add(range.start), range.len()) }
-    }
-}
-
 impl Grid {
     /// A grid whose pieces hold about `piece_bytes` of the buffer. Collective over all its ranks.
-    /// `node_comm` of more than one rank comes with `shared` of [`Grid::shared_numel`] floats.
+    /// `node_comm` of more than one rank comes with `shared` of [`Grid::shared_bytes`].
     pub(super) fn new(
         node_comm: Comm,
         peers: Comm,
@@ -116,72 +75,93 @@ impl Grid {
         let (local_rank, local_size) = node_comm.rank_and_size()?;
         let (node, nodes) = peers.rank_and_size()?;
         let piece = Grid::piece_numel(piece_bytes, nodes * local_size);
-        let row = if nodes > 1 { 2 * nodes * piece } else { 0 };
-        let scratch = Scratch {
-            sums: vec![0.0; row],
-            parts: vec![0.0; row],
-            own: vec![0.0; if nodes > 1 { 2 * piece } else { 0 }],
-            complete: vec![0.0; row],
-        };
-        Ok(Grid { node_comm, peers, node, nodes, local_rank, local_size, shared, piece, scratch })
+        let rows = |rows: usize| vec![0.0; if nodes > 1 { 2 * rows * piece } else { 0 }];
+        let scratch = Scratch { sums: rows(nodes), parts: rows(nodes), own: rows(1), complete: rows(nodes) };
+        Ok(Grid {
+            node_comm,
+            peers,
+            node,
+            nodes,
+            local_rank,
+            local_size,
+            shared,
+            piece,
+            scratch,
+            sent_bytes: 0,
+        })
     }
 
     /// Elements of a slice in a piece of `piece_bytes` of the buffer: whole cache lines.
     fn piece_numel(piece_bytes: usize, world_size: usize) -> usize {
-        (piece_bytes / size_of::<f32>() / world_size).next_multiple_of(16).max(16)
+        (piece_bytes / size_of::<f32>() / world_size).next_multiple_of(32).max(32)
     }
 
-    /// Floats of shared memory that each rank needs: two slots of what it publishes, one slice per
-    /// rank, and of what it spreads, one slice per node.
-    pub(super) fn shared_numel(piece_bytes: usize, nodes: usize, local_size: usize) -> usize {
+    /// Bytes of shared memory that each rank needs: two slots of what it publishes, one slice per rank,
+    /// and of what it spreads, one slice per node.
+    pub(super) fn shared_bytes(piece_bytes: usize, nodes: usize, local_size: usize) -> usize {
         let piece = Grid::piece_numel(piece_bytes, nodes * local_size);
-        // Whole pages, so that ranks write to different ones.
-        (2 * (nodes * local_size + nodes) * piece).next_multiple_of(1024)
+        2 * (nodes * local_size + nodes) * piece * size_of::<f32>()
     }
 
-    /// Gives the shared memory back. Collective.
-    pub(super) fn free(self) -> Result<(), CommError> {
-        self.shared.map_or(Ok(()), Shared::free)
+    /// The ranks of this node, if there are several that share memory.
+    pub(super) fn shares(&self) -> Option<Comm> {
+        self.shared.is_some().then_some(self.node_comm)
     }
 
-    /// Runs a pass. Collective; all ranks are known to have begun it.
+    /// Runs a pass; says how many bytes this rank has sent. Collective; all ranks are known to have
+    /// begun it, on buffers that all reach or none.
     ///
     /// # Safety
-    /// `pass.data` addresses `pass.numel` floats that nobody else touches until this returns.
-    pub(super) unsafe fn run(&mut self, pass: Pass) -> Result<(), CommError> {
+    /// Each of `pass.buffers` addresses `pass.numel` elements, aligned, that nobody touches until this has
+    /// returned on all ranks of the node, but for these passes.
+    pub(super) unsafe fn run(&mut self, pass: &Pass) -> Result<u64, CommError> {
         if self.nodes * self.local_size == 1 {
-            return Ok(());
+            return Ok(0);
         }
+        fence(Ordering::SeqCst); // what others wrote into their buffers before they began
+        self.sent_bytes = self.shown_bytes(pass);
+        let copied = pass.buffers.len() < self.local_size;
         let schedule = self.schedule(pass);
         let last_lag = schedule.iter().map(|&(_, lag)| lag).max().unwrap_or(0);
         let pieces = pass.slice_numel.min(pass.numel).div_ceil(self.piece);
         let mut requests = Vec::new();
         for round in 0..(if pieces == 0 { 0 } else { pieces + last_lag }) {
-            let mut touched_node = false;
             for &(stage, lag) in &schedule {
                 let Some(index) = round.checked_sub(lag).filter(|&index| index < pieces) else { continue };
                 let offset = index * self.piece;
                 let numel = self.piece.min(pass.slice_numel - offset);
                 let piece = Piece { pass, offset, numel, slot: index % 2 };
-                touched_node |= stage != Stage::Merge;
                 // SAFETY: by this function's contract; stages run one after the other.
-                requests.extend(unsafe { self.stage(stage, &piece) }?);
+                unsafe { self.stage(stage, &piece, &mut requests) }?;
             }
-            if let Some(shared) = self.shared.as_ref().filter(|_| touched_node) {
-                shared.sync()?;
+            if copied {
+                fence(Ordering::SeqCst);
                 requests.push(self.node_comm.start_barrier()?);
             }
             raw::wait(&mut requests)?;
-            if let Some(shared) = &self.shared {
-                shared.sync()?;
-            }
+            fence(Ordering::SeqCst);
         }
+        if !copied {
+            self.node_barrier()?;
+        }
+        Ok(self.sent_bytes)
+    }
+
+    /// Returns when all ranks of the node have come, and what they wrote before is seen.
+    pub(super) fn node_barrier(&self) -> Result<(), CommError> {
+        if self.local_size == 1 {
+            return Ok(());
+        }
+        fence(Ordering::SeqCst);
+        raw::wait(&mut vec![self.node_comm.start_barrier()?])?;
+        fence(Ordering::SeqCst);
         Ok(())
     }
 
     /// The stages a pass needs, and how many rounds after the first each is.
-    fn schedule(&self, pass: Pass) -> Vec<(Stage, usize)> {
-        let (on_node, between) = (usize::from(self.local_size > 1), usize::from(self.nodes > 1));
+    fn schedule(&self, pass: &Pass) -> Vec<(Stage, usize)> {
+        let copied = pass.buffers.len() < self.local_size;
+        let (on_node, between) = (usize::from(copied), usize::from(self.nodes > 1));
         let (mut stages, mut lag) = (Vec::new(), 0);
         if pass.reduce {
             stages.extend([(Stage::Publish, 0), (Stage::SumNode, on_node)]);
@@ -193,23 +173,31 @@ impl Grid {
         if pass.gather {
             stages.extend([(Stage::Spread, lag + between), (Stage::Collect, lag + between + on_node)]);
         }
+        if !copied {
+            stages.retain(|(stage, _)| !matches!(stage, Stage::Publish | Stage::Collect));
+        }
         stages
     }
 
     /// # Safety
     /// As [`Grid::run`]; the shared memory is used as the module header says.
-    unsafe fn stage(&mut self, stage: Stage, piece: &Piece) -> Result<Option<Request>, CommError> {
+    unsafe fn stage(
+        &mut self,
+        stage: Stage,
+        piece: &Piece,
+        requests: &mut Vec<Request>,
+    ) -> Result<(), CommError> {
         // SAFETY: handed on.
         unsafe {
             match stage {
                 Stage::Publish => self.publish(piece),
-                Stage::SumNode => return self.sum_node(piece),
-                Stage::Merge => return self.merge(piece),
+                Stage::SumNode => return self.sum_node(piece, requests),
+                Stage::Merge => return self.merge(piece, requests),
                 Stage::Spread => self.spread(piece),
                 Stage::Collect => self.collect(piece),
             }
         }
-        Ok(None)
+        Ok(())
     }
 
     fn rank_of(&self, node: usize, local_rank: usize) -> usize {
@@ -220,107 +208,134 @@ impl Grid {
         self.rank_of(self.node, self.local_rank)
     }
 
+    /// Where rank `rank`'s slice lies in this rank's buffer.
+    fn own(&self, piece: &Piece, rank: usize) -> *mut u8 {
+        let buffers = &piece.pass.buffers;
+        piece.at(buffers[if buffers.len() == 1 { 0 } else { self.local_rank }], rank)
+    }
+
     /// Puts the slices that other ranks of this node sum into shared memory.
     unsafe fn publish(&self, piece: &Piece) {
         let Some(shared) = &self.shared else { return };
-        let mine = self.published(shared, self.local_rank, piece.slot);
         for rank in self.others_on_node() {
-            // SAFETY: nobody else refers to the buffer. Row `rank` of this rank's slot was last read two
-            // pieces ago, before a barrier that all have passed.
-            unsafe {
-                let from = piece.slice_mut(rank);
-                from_raw_parts_mut(mine.add(rank * self.piece), from.len()).copy_from_slice(from);
-            }
+            let to = self.published(shared, self.local_rank, rank, piece.slot);
+            // SAFETY: `to` was last read two pieces ago, before a barrier that all have passed.
+            unsafe { copy(self.own(piece, rank), to, piece.len(rank) * piece.pass.width) };
         }
     }
 
     /// Sums over the node the slices of the ranks with this local rank, one per node; with several
-    /// nodes, starts sending them to these ranks. This rank's own contribution is read where it is.
-    unsafe fn sum_node(&mut self, piece: &Piece) -> Result<Option<Request>, CommError> {
+    /// nodes, starts sending them to these ranks, and receiving what belongs to this one.
+    unsafe fn sum_node(&mut self, piece: &Piece, requests: &mut Vec<Request>) -> Result<(), CommError> {
+        let kind = if piece.pass.rounds() { Rows::Rounded } else { Rows::Fp32 };
         for node in 0..self.nodes {
             let rank = self.rank_of(node, self.local_rank);
-            // SAFETY: nobody else refers to the buffer.
-            let own = unsafe { piece.slice_mut(rank) };
-            let rows: Vec<&[f32]> = (0..self.local_size)
-                .map(|local_rank| match &self.shared {
-                    // SAFETY: written a round ago, before a barrier, and not again before the next.
-                    Some(shared) if local_rank != self.local_rank => unsafe {
-                        let row = self.published(shared, local_rank, piece.slot).add(rank * self.piece);
-                        from_raw_parts(row, own.len())
-                    },
-                    _ => &*own,
+            let (numel, rows) = (piece.len(rank), self.contributions(piece, rank));
+            let mut row = rows[self.local_rank.min(rows.len() - 1)];
+            if self.nodes == 1 {
+                let copies = self.copies(piece, rank);
+                let fp32 = if piece.pass.gather { copies.as_slice() } else { &copies[..1] };
+                let to =
+                    Sum { fp32, bf16: std::ptr::null_mut(), round: piece.pass.rounds() && piece.pass.gather };
+                // SAFETY: contributions were published a round ago, or are in buffers of ranks that have
+                // begun; this slice is this rank's to handle on this node.
+                unsafe { sum(&rows, kind, numel, to) };
+                return Ok(());
+            }
+            if self.local_size > 1 || piece.pass.rounds() {
+                let sums = self.row(Of::Sums, piece.slot, node);
+                let (fp32, bf16) = match piece.pass.rounds() {
+                    true => (None, sums.cast()),
+                    false => (Some(sums.cast()), std::ptr::null_mut()),
+                };
+                // SAFETY: as above; no message in flight uses this slot of the scratch memory.
+                unsafe { sum(&rows, kind, numel, Sum { fp32: fp32.as_slice(), bf16, round: false }) };
+                row = sums;
+            }
+            if node != self.node {
+                let own_bytes = piece.len(self.rank()) * piece.pass.wire_width;
+                let part = self.row(Of::Parts, piece.slot, node);
+                // SAFETY: rows of this slot, or of the buffer, that are used again when this round's
+                // requests are complete.
+                unsafe {
+                    self.send(row, numel * piece.pass.wire_width, node, CONTRIBUTION, requests)?;
+                    self.peers.start_receive(part, own_bytes, node, CONTRIBUTION, requests)?;
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// Sums the nodes' sums of this rank's slice, and starts sending the slice to its peers and receiving
+    /// theirs.
+    unsafe fn merge(&mut self, piece: &Piece, requests: &mut Vec<Request>) -> Result<(), CommError> {
+        if self.nodes == 1 {
+            return Ok(());
+        }
+        let (pass, numel) = (piece.pass, piece.len(self.rank()));
+        let own = self.own(piece, self.rank());
+        let wire = self.row(Of::Own, piece.slot, 0);
+        let summed = self.local_size > 1 || pass.rounds();
+        if pass.reduce {
+            let rows: Vec<*const u8> = (0..self.nodes)
+                .map(|node| match node == self.node {
+                    true if summed => self.row(Of::Sums, piece.slot, node).cast_const(),
+                    true => own.cast_const(),
+                    false => self.row(Of::Parts, piece.slot, node).cast_const(),
                 })
                 .collect();
-            if let (Some(shared), 1) = (&self.shared, self.nodes) {
-                let sum = self.spreading(shared, self.local_rank, piece.slot);
-                // SAFETY: this rank's part, last read two pieces ago, before a barrier that all passed.
-                let sum = unsafe { from_raw_parts_mut(sum, own.len()) };
-                tree_sum(&rows, sum);
-                own.copy_from_slice(sum);
-            } else {
-                let start = piece.slot * self.nodes * self.piece + node * piece.numel;
-                // SAFETY: no message in flight uses this slot.
-                tree_sum(&rows, unsafe { row(&mut self.scratch.sums, start, own.len()) });
+            let kind = if pass.rounds() { Rows::Bf16 } else { Rows::Fp32 };
+            let rounds = pass.rounds() && pass.gather;
+            let bf16 = if rounds { wire.cast() } else { std::ptr::null_mut() };
+            // SAFETY: received or summed a round ago; this slice is this rank's to handle.
+            unsafe { sum(&rows, kind, numel, Sum { fp32: &[own.cast()], bf16, round: rounds }) };
+        }
+        if !pass.gather {
+            return Ok(());
+        }
+        let here = self.node;
+        for node in (0..self.nodes).filter(|&node| node != here) {
+            let rank = self.rank_of(node, self.local_rank);
+            let from = if pass.rounds() { wire } else { own };
+            let to =
+                if pass.rounds() { self.row(Of::Complete, piece.slot, node) } else { self.own(piece, rank) };
+            // SAFETY: rows of this slot, or slices of the buffer that only this rank handles and that have
+            // left; they are used again when this round's requests are complete.
+            unsafe {
+                self.send(from, numel * pass.wire_width, node, COMPLETE, requests)?;
+                self.peers.start_receive(to, piece.len(rank) * pass.wire_width, node, COMPLETE, requests)?;
             }
         }
-        if self.nodes == 1 {
-            return Ok(None);
-        }
-        let (start, numel) = (piece.slot * self.nodes * self.piece, self.nodes * piece.numel);
-        // SAFETY: both rows hold `nodes` times `piece.numel` floats, live as long as the grid, and belong
-        // to this slot, which is used again two rounds on, when the round has waited for the request.
-        unsafe {
-            let send = row(&mut self.scratch.sums, start, numel).as_ptr();
-            let recv = row(&mut self.scratch.parts, start, numel).as_mut_ptr();
-            self.peers.start_all_to_all(send, recv, piece.numel).map(Some)
-        }
+        Ok(())
     }
 
-    /// Sums the nodes' sums of this rank's slice, and starts sending the slice to its peers.
-    unsafe fn merge(&mut self, piece: &Piece) -> Result<Option<Request>, CommError> {
-        if self.nodes == 1 {
-            return Ok(None);
-        }
-        // SAFETY: nobody else refers to the buffer.
-        let own = unsafe { piece.slice_mut(self.rank()) };
-        let start = piece.slot * self.nodes * self.piece;
-        if piece.pass.reduce {
-            let rows: Vec<&[f32]> = (0..self.nodes)
-                // SAFETY: received a round ago; no message in flight uses this slot.
-                .map(|node| unsafe { &*row(&mut self.scratch.parts, start + node * piece.numel, own.len()) })
-                .collect();
-            tree_sum(&rows, own);
-        }
-        if !piece.pass.gather {
-            return Ok(None);
-        }
-        // SAFETY: as in `sum_node`; the first row is copied from before anything is sent.
-        unsafe {
-            let send = row(&mut self.scratch.own, piece.slot * self.piece, piece.numel);
-            send[..own.len()].copy_from_slice(own);
-            let recv = row(&mut self.scratch.complete, start, self.nodes * piece.numel).as_mut_ptr();
-            self.peers.start_all_gather(send.as_ptr(), recv, piece.numel).map(Some)
-        }
-    }
-
-    /// Takes over the peers' slices, and puts them and the own one into shared memory.
+    /// Gives the peers' slices and the own one to this rank's buffer and to its node.
     unsafe fn spread(&mut self, piece: &Piece) {
-        let start = piece.slot * self.nodes * self.piece;
+        if self.nodes == 1 && piece.pass.reduce {
+            return; // `sum_node` has written all copies
+        }
         for node in 0..self.nodes {
-            // SAFETY: nobody else refers to the buffer.
-            let slice = unsafe { piece.slice_mut(self.rank_of(node, self.local_rank)) };
-            if node != self.node {
-                let from = start + node * piece.numel;
-                // SAFETY: received a round ago; no message in flight uses this slot.
-                slice.copy_from_slice(unsafe { row(&mut self.scratch.complete, from, slice.len()) });
+            let rank = self.rank_of(node, self.local_rank);
+            let (copies, numel) = (self.copies(piece, rank), piece.len(rank));
+            if piece.pass.rounds() && node != self.node {
+                let from = self.row(Of::Complete, piece.slot, node).cast_const();
+                let fp32: Vec<*mut f32> = copies.iter().map(|copy| copy.cast()).collect();
+                // SAFETY: received a round ago; the copies are this rank's to write.
+                unsafe {
+                    sum(
+                        &[from],
+                        Rows::Bf16,
+                        numel,
+                        Sum { fp32: &fp32, bf16: std::ptr::null_mut(), round: false },
+                    )
+                };
+                continue;
             }
-            let Some(shared) = &self.shared else { continue };
-            if self.nodes == 1 && piece.pass.reduce {
-                continue; // `sum_node` has put it there
+            let own = self.own(piece, rank);
+            for to in copies.into_iter().map(|copy| copy.cast::<u8>()).filter(|&to| to != own) {
+                // SAFETY: as above; the copies do not overlap.
+                unsafe { copy(own, to, numel * piece.pass.width) };
             }
-            let to = self.spreading(shared, self.local_rank, piece.slot);
-            // SAFETY: this rank's part, last read two pieces ago, before a barrier that all have passed.
-            unsafe { from_raw_parts_mut(to.add(node * self.piece), slice.len()) }.copy_from_slice(slice);
         }
     }
 
@@ -329,14 +344,48 @@ impl Grid {
         let Some(shared) = &self.shared else { return };
         for rank in self.others_on_node() {
             let (node, local_rank) = (rank / self.local_size, rank % self.local_size);
-            // SAFETY: nobody else refers to the buffer. The row was written a round ago, before a barrier,
-            // and not again before the next.
-            unsafe {
-                let slice = piece.slice_mut(rank);
-                let from = self.spreading(shared, local_rank, piece.slot).add(node * self.piece);
-                slice.copy_from_slice(from_raw_parts(from, slice.len()));
-            }
+            let from = self.spreading(shared, local_rank, node, piece.slot);
+            // SAFETY: written a round ago, before a barrier, and not again before the next.
+            unsafe { copy(from, self.own(piece, rank), piece.len(rank) * piece.pass.width) };
         }
+    }
+
+    /// Where the contributions of this node's ranks to rank `rank`'s slice are, in rank order.
+    fn contributions(&self, piece: &Piece, rank: usize) -> Vec<*const u8> {
+        let reached = &piece.pass.buffers;
+        if reached.len() == self.local_size {
+            return reached.iter().map(|&buffer| piece.at(buffer, rank).cast_const()).collect();
+        }
+        let published = |local_rank: usize| match &self.shared {
+            Some(shared) if local_rank != self.local_rank => {
+                self.published(shared, local_rank, rank, piece.slot).cast_const()
+            }
+            _ => self.own(piece, rank).cast_const(),
+        };
+        (0..self.local_size).map(published).collect()
+    }
+
+    /// Where rank `rank`'s complete slice goes on this node: this rank's buffer first, then the others', or
+    /// the memory they collect it from.
+    fn copies(&self, piece: &Piece, rank: usize) -> Vec<*mut f32> {
+        let own = self.own(piece, rank);
+        let mut copies = vec![own.cast()];
+        match &self.shared {
+            Some(shared) if piece.pass.buffers.len() < self.local_size => {
+                let node = rank / self.local_size;
+                copies.push(self.spreading(shared, self.local_rank, node, piece.slot).cast());
+            }
+            _ => copies.extend(
+                piece
+                    .pass
+                    .buffers
+                    .iter()
+                    .map(|&b| piece.at(b, rank))
+                    .filter(|&to| to != own)
+                    .map(<*mut u8>::cast),
+            ),
+        }
+        copies
     }
 
     /// Ranks whose slices other ranks of this node handle.
@@ -345,25 +394,70 @@ impl Grid {
         (0..self.nodes * local_size).filter(move |rank| rank % local_size != local_rank)
     }
 
-    /// Where a local rank publishes, [nodes x local_size, P].
-    fn published(&self, shared: &Shared, local_rank: usize, slot: usize) -> *mut f32 {
-        shared.part(local_rank).wrapping_add(slot * self.nodes * self.local_size * self.piece)
+    /// Where a local rank publishes rank `rank`'s slice, of [2, nodes x local_size, P].
+    fn published(&self, shared: &Shared, local_rank: usize, rank: usize, slot: usize) -> *mut u8 {
+        let row = slot * self.nodes * self.local_size + rank;
+        shared.part(local_rank).wrapping_add(row * self.piece * size_of::<f32>())
     }
 
-    /// Where a local rank spreads, [nodes, P].
-    fn spreading(&self, shared: &Shared, local_rank: usize, slot: usize) -> *mut f32 {
-        let published = 2 * self.nodes * self.local_size;
-        shared.part(local_rank).wrapping_add((published + slot * self.nodes) * self.piece)
+    /// Where a local rank spreads the slice of its peer on node `node`, of [2, nodes, P].
+    fn spreading(&self, shared: &Shared, local_rank: usize, node: usize, slot: usize) -> *mut u8 {
+        let row = (2 * self.local_size + slot) * self.nodes + node;
+        shared.part(local_rank).wrapping_add(row * self.piece * size_of::<f32>())
+    }
+
+    /// A row of the scratch memory. Goes by the pointer, so that MPI's use of other rows stands.
+    fn row(&mut self, of: Of, slot: usize, node: usize) -> *mut u8 {
+        let (rows, row) = match of {
+            Of::Sums => (&mut self.scratch.sums, slot * self.nodes + node),
+            Of::Parts => (&mut self.scratch.parts, slot * self.nodes + node),
+            Of::Own => (&mut self.scratch.own, slot),
+            Of::Complete => (&mut self.scratch.complete, slot * self.nodes + node),
+        };
+        assert!((row + 1) * self.piece <= rows.len(), "a row lies within the scratch memory");
+        rows.as_mut_ptr().wrapping_add(row * self.piece).cast()
+    }
+
+    /// Starts sending to the peer on another node.
+    ///
+    /// # Safety
+    /// As [`Comm::start_send`].
+    unsafe fn send(
+        &mut self,
+        from: *const u8,
+        bytes: usize,
+        node: usize,
+        tag: i32,
+        requests: &mut Vec<Request>,
+    ) -> Result<(), CommError> {
+        self.sent_bytes += bytes as u64;
+        // SAFETY: handed on.
+        unsafe { self.peers.start_send(from, bytes, node, tag, requests) }
+    }
+
+    /// Bytes that other ranks of this node read from this one, or get written by it.
+    fn shown_bytes(&self, pass: &Pass) -> u64 {
+        let all = Piece { pass, offset: 0, numel: pass.slice_numel, slot: 0 };
+        let contributed: usize = self.others_on_node().map(|rank| all.len(rank)).sum();
+        let handled: usize = (0..self.nodes).map(|node| all.len(self.rank_of(node, self.local_rank))).sum();
+        let given = handled * (self.local_size - 1);
+        let elements = usize::from(pass.reduce) * contributed + usize::from(pass.gather) * given;
+        (elements * pass.width) as u64
     }
 }
 
-/// Some elements of scratch memory. Goes by the pointer, so that MPI's use of other elements stands.
-///
+/// The parts of the scratch memory.
+#[derive(Clone, Copy)]
+enum Of {
+    Sums,
+    Parts,
+    Own,
+    Complete,
+}
+
 /// # Safety
-/// No reference to these elements is alive, no message in flight uses them, and the scratch memory
-/// outlives the result.
-unsafe fn row<'a>(scratch: &mut Vec<f32>, start: usize, numel: usize) -> &'a mut [f32] {
-    assert!(start + numel <= scratch.len(), "a row lies within the scratch memory");
-    // SAFETY: within the vector, as just checked; the rest is the caller's duty.
-    unsafe { from_raw_parts_mut(scratch.as_mut_ptr().add(start), numel) }
+/// Both address `bytes` bytes, which do not overlap and which nobody else changes meanwhile.
+unsafe fn copy(from: *const u8, to: *mut u8, bytes: usize) {
+    // SAFETY: by this function's contract.
+    unsafe { to.copy_from_nonoverlapping(from, bytes) };
 }

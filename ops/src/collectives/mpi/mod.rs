@@ -3,20 +3,25 @@
 //! Owns that thread and its queue. Refuses to know how a buffer travels (`grid`) and which function
 //! of MPI does it (`raw`).
 
+mod buffers;
+mod call;
 mod grid;
 mod layout;
+mod pass;
 mod raw;
+mod shared;
+mod sums;
 mod worker;
 
 pub(super) use raw::abort_world;
 
-use super::flat::Flat;
+use super::flat::{Flat, check_kind};
 use super::traffic::{Counters, Traffic};
 use super::{CommError, Communicator, Operation, Options, Pending, Place, end};
 use std::sync::mpsc::{Receiver, Sender, channel};
 use std::sync::{Arc, Mutex};
 use std::thread::JoinHandle;
-use tch::Tensor;
+use tch::{Kind, Tensor};
 use worker::Job;
 
 /// The group of all ranks of MPI's world.
@@ -52,6 +57,11 @@ impl Mpi {
 impl Communicator for Mpi {
     fn place(&self) -> &Place {
         &self.place
+    }
+
+    fn buffer(&self, numel: usize, kind: Kind) -> Result<Tensor, CommError> {
+        check_kind(kind)?;
+        self.hand(|done| Job::Buffer { numel, kind, done })?.recv().unwrap_or(Err(CommError::Ended))
     }
 
     fn traffic(&self) -> Traffic {

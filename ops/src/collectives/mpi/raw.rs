@@ -5,7 +5,7 @@
 
 use crate::collectives::CommError;
 use mpi::ffi;
-use std::ffi::{c_int, c_void};
+use std::ffi::c_int;
 use std::ptr;
 use std::sync::atomic::{AtomicU8, Ordering};
 use std::time::{Duration, Instant};
@@ -117,16 +117,6 @@ impl Comm {
         Ok((usize::try_from(rank).unwrap_or(0), usize::try_from(size).unwrap_or(0)))
     }
 
-    /// Whether errors are returned, or end the job (9.3, MPI_Comm_set_errhandler).
-    pub(super) fn return_errors(self, returned: bool) -> Result<(), CommError> {
-        // SAFETY: a live communicator and predefined handlers.
-        let code = unsafe {
-            let handler = if returned { ffi::RSMPI_ERRORS_RETURN } else { ffi::RSMPI_ERRORS_ARE_FATAL };
-            ffi::MPI_Comm_set_errhandler(self.0, handler)
-        };
-        check("MPI_Comm_set_errhandler", code)
-    }
-
     /// Starts a barrier (6.12.1, MPI_Ibarrier).
     pub(super) fn start_barrier(self) -> Result<Request, CommError> {
         let mut request = null_request();
@@ -135,64 +125,71 @@ impl Comm {
         Ok(request)
     }
 
-    /// Starts sending `numel` floats to each rank and receiving as many from each, both in rank order
-    /// (6.12.6, MPI_Ialltoall).
+    /// Starts sending `bytes` to a rank, nothing if there are none (3.7.2, MPI_Isend).
     ///
     /// # Safety
-    /// Both pointers address `numel` times the group's size floats, which do not overlap, stay alive,
-    /// and are not touched (`send`: not written) until the request is complete.
-    pub(super) unsafe fn start_all_to_all(
+    /// `data` addresses so many bytes, which stay alive and are not written until the request is complete.
+    pub(super) unsafe fn start_send(
         self,
-        send: *const f32,
-        recv: *mut f32,
-        numel: usize,
-    ) -> Result<Request, CommError> {
-        let (mut request, n) = (null_request(), count(numel));
+        data: *const u8,
+        bytes: usize,
+        to: usize,
+        tag: c_int,
+        requests: &mut Vec<Request>,
+    ) -> Result<(), CommError> {
+        if bytes == 0 {
+            return Ok(());
+        }
+        let mut request = null_request();
         // SAFETY: by this function's contract.
         let code = unsafe {
-            let float = ffi::RSMPI_FLOAT;
-            ffi::MPI_Ialltoall(send.cast(), n, float, recv.cast(), n, float, self.0, &mut request)
+            let kind = ffi::RSMPI_UINT8_T;
+            ffi::MPI_Isend(data.cast(), count(bytes), kind, count(to), tag, self.0, &mut request)
         };
-        check("MPI_Ialltoall", code)?;
-        Ok(request)
+        requests.push(request);
+        check("MPI_Isend", code)
     }
 
-    /// Starts sending `numel` floats to every rank and receiving as many from each, in rank order
-    /// (6.12.5, MPI_Iallgather).
+    /// Starts receiving `bytes` from a rank, nothing if there are none (3.7.2, MPI_Irecv).
     ///
     /// # Safety
-    /// As `start_all_to_all`, with `send` addressing `numel` floats only.
-    pub(super) unsafe fn start_all_gather(
+    /// `data` addresses so many bytes, which stay alive and untouched until the request is complete.
+    pub(super) unsafe fn start_receive(
         self,
-        send: *const f32,
-        recv: *mut f32,
-        numel: usize,
-    ) -> Result<Request, CommError> {
-        let (mut request, n) = (null_request(), count(numel));
+        data: *mut u8,
+        bytes: usize,
+        from: usize,
+        tag: c_int,
+        requests: &mut Vec<Request>,
+    ) -> Result<(), CommError> {
+        if bytes == 0 {
+            return Ok(());
+        }
+        let mut request = null_request();
         // SAFETY: by this function's contract.
         let code = unsafe {
-            let float = ffi::RSMPI_FLOAT;
-            ffi::MPI_Iallgather(send.cast(), n, float, recv.cast(), n, float, self.0, &mut request)
+            let kind = ffi::RSMPI_UINT8_T;
+            ffi::MPI_Irecv(data.cast(), count(bytes), kind, count(from), tag, self.0, &mut request)
         };
-        check("MPI_Iallgather", code)?;
-        Ok(request)
+        requests.push(request);
+        check("MPI_Irecv", code)
     }
 
-    /// Starts copying `numel` floats from `root` to all (6.12.2, MPI_Ibcast).
+    /// Starts copying `bytes` from `root` to all (6.12.2, MPI_Ibcast).
     ///
     /// # Safety
-    /// `data` addresses `numel` floats that stay alive and untouched until the request is complete.
+    /// `data` addresses so many bytes, which stay alive and untouched until the request is complete.
     pub(super) unsafe fn start_broadcast(
         self,
-        data: *mut f32,
-        numel: usize,
+        data: *mut u8,
+        bytes: usize,
         root: usize,
     ) -> Result<Request, CommError> {
         let mut request = null_request();
         // SAFETY: by this function's contract.
         let code = unsafe {
-            let float = ffi::RSMPI_FLOAT;
-            ffi::MPI_Ibcast(data.cast(), count(numel), float, count(root), self.0, &mut request)
+            let kind = ffi::RSMPI_UINT8_T;
+            ffi::MPI_Ibcast(data.cast(), count(bytes), kind, count(root), self.0, &mut request)
         };
         check("MPI_Ibcast", code)?;
         Ok(request)
@@ -275,69 +272,4 @@ pub(super) fn wait(requests: &mut Vec<Request>) -> Result<(), CommError> {
         }
     }
     Ok(())
-}
-
-/// Memory shared by the ranks of a node (12.2.3, MPI_Win_allocate_shared), in a passive epoch from
-/// its making on (12.5.3, MPI_Win_lock_all).
-pub(super) struct Shared {
-    window: ffi::MPI_Win,
-    /// Where each local rank's part starts.
-    parts: Vec<*mut f32>,
-}
-
-impl Shared {
-    /// `numel` floats for each rank of `node`; errors are returned, not fatal.
-    pub(super) fn allocate(node: Comm, numel: usize) -> Result<Shared, CommError> {
-        node.return_errors(true)?;
-        let shared = Shared::try_allocate(node, numel);
-        node.return_errors(false)?;
-        shared
-    }
-
-    fn try_allocate(node: Comm, numel: usize) -> Result<Shared, CommError> {
-        let (_, size) = node.rank_and_size()?;
-        let bytes = (numel * size_of::<f32>()).cast_signed();
-        let mut base: *mut c_void = ptr::null_mut();
-        // SAFETY: a constant set by the C part of the bindings.
-        let mut window = unsafe { ffi::RSMPI_WIN_NULL };
-        // SAFETY: every rank of the node calls this; MPI writes the address into `base`.
-        let code = unsafe {
-            let info = ffi::RSMPI_INFO_NULL;
-            ffi::MPI_Win_allocate_shared(bytes, 4, info, node.0, (&raw mut base).cast(), &mut window)
-        };
-        check("MPI_Win_allocate_shared", code)?;
-        let mut parts = Vec::with_capacity(size);
-        for rank in 0..size {
-            let (mut bytes, mut unit, mut part): (ffi::MPI_Aint, c_int, *mut f32) = (0, 0, ptr::null_mut());
-            // SAFETY: a live window and three variables to write to (12.2.3, MPI_Win_shared_query).
-            let code = unsafe {
-                let part = (&raw mut part).cast();
-                ffi::MPI_Win_shared_query(window, count(rank), &mut bytes, &mut unit, part)
-            };
-            check("MPI_Win_shared_query", code)?;
-            parts.push(part);
-        }
-        // SAFETY: a live window; nobody else locks it.
-        check("MPI_Win_lock_all", unsafe { ffi::MPI_Win_lock_all(ffi::MPI_MODE_NOCHECK as c_int, window) })?;
-        Ok(Shared { window, parts })
-    }
-
-    /// Where a local rank's part starts.
-    pub(super) fn part(&self, local_rank: usize) -> *mut f32 {
-        self.parts[local_rank]
-    }
-
-    /// Before a barrier: makes this rank's writes seen; after it: sees the others' (12.5.4, MPI_Win_sync).
-    pub(super) fn sync(&self) -> Result<(), CommError> {
-        // SAFETY: a live window in a passive epoch.
-        check("MPI_Win_sync", unsafe { ffi::MPI_Win_sync(self.window) })
-    }
-
-    /// Gives the memory back (12.2.5, MPI_Win_free); every rank of the node calls this.
-    pub(super) fn free(mut self) -> Result<(), CommError> {
-        // SAFETY: a live window in a passive epoch, whose memory nobody uses after this.
-        check("MPI_Win_unlock_all", unsafe { ffi::MPI_Win_unlock_all(self.window) })?;
-        // SAFETY: as above.
-        check("MPI_Win_free", unsafe { ffi::MPI_Win_free(&mut self.window) })
-    }
 }

@@ -3,26 +3,30 @@
 //! Every job begins with the ranks agreeing on what it is. That costs a small message, and turns ranks
 //! that call different things from a hang, or a wrong sum, into an error that names the rank.
 
-use super::grid::{Grid, Pass};
+use super::buffers::Buffers;
+use super::call::Call;
+use super::grid::Grid;
 use super::layout::Layout;
-use super::raw::{self, Comm, Shared};
-use crate::collectives::flat::Flat;
+use super::pass::Pass;
+use super::raw::{self, Comm};
+use super::shared::Shared;
+use crate::collectives::flat::{Flat, plain_buffer, width};
 use crate::collectives::traffic::Counters;
-use crate::collectives::{CommError, Operation, Options, Place, Wire, end, machine, shard};
-use std::fmt;
+use crate::collectives::{CommError, Operation, Options, Place, Wire, end, machine};
 use std::sync::Arc;
 use std::sync::mpsc::{Receiver, Sender};
 use std::time::Instant;
 use tch::{Kind, Tensor};
 
-/// Elements broadcast in one message: 1 GiB, well within what MPI counts.
-const BROADCAST_PIECE: usize = 1 << 28;
+/// Bytes broadcast in one message, well within what MPI counts.
+const BROADCAST_PIECE_BYTES: usize = 1 << 30;
 /// The smallest piece worth a barrier; less shared memory than for this is none.
 const SMALLEST_PIECE_BYTES: usize = 128 << 10;
 
 /// Work for the thread, and where its outcome goes. Nobody may be waiting for it any more.
 pub(super) enum Job {
     Flat { operation: Operation, flat: Flat, done: Sender<Result<(), CommError>> },
+    Buffer { numel: usize, kind: Kind, done: Sender<Result<Tensor, CommError>> },
     Bytes { bytes: Vec<u8>, done: Sender<Result<Vec<Vec<u8>>, CommError>> },
     Barrier { done: Sender<Result<(), CommError>> },
     Finalize { done: Sender<Result<(), CommError>> },
@@ -50,6 +54,7 @@ pub(super) fn run(
                 drop(flat);
                 let _ = done.send(outcome);
             }
+            Job::Buffer { numel, kind, done } => drop(done.send(or_abort(rank, worker.buffer(numel, kind)))),
             Job::Bytes { bytes, done } => drop(done.send(or_abort(rank, worker.bytes(&bytes)))),
             Job::Barrier { done } => drop(done.send(or_abort(rank, worker.agree(Call::BARRIER).map(drop)))),
             Job::Finalize { done } => return drop(done.send(or_abort(rank, worker.finalize()))),
@@ -69,6 +74,7 @@ struct Worker {
     place: Place,
     world: Comm,
     grid: Grid,
+    buffers: Buffers,
     counters: Arc<Counters>,
 }
 
@@ -105,7 +111,7 @@ impl Worker {
             nodes: layout.nodes,
             host: machine::host_name(),
         };
-        Ok(Worker { place, world, grid, counters })
+        Ok(Worker { place, world, grid, buffers: Buffers::default(), counters })
     }
 
     /// The grid of nodes if ranks can share memory on each, else every rank a node of its own.
@@ -131,98 +137,66 @@ impl Worker {
     /// All ranks tell what they are about to do, and go on if it is the same. Also a barrier.
     fn agree(&self, call: Call) -> Result<Vec<Call>, CommError> {
         self.counters.add_control(size_of::<Call>() * (self.place.world_size - 1));
-        let calls: Vec<Call> = self.world.all_gather_u64(call.0)?.into_iter().map(Call).collect();
-        match calls.iter().position(|other| !other.agrees(calls[0])) {
-            None => Ok(calls),
-            Some(rank) => {
-                let (got, expected) = (calls[rank].to_string(), calls[0].to_string());
-                Err(CommError::Mismatch { rank, got, by: 0, expected })
-            }
+        let calls = self.world.all_gather_u64(call.numbers())?;
+        let calls: Vec<Call> = calls.into_iter().map(Call::from_numbers).collect();
+        Call::compare(&calls)?;
+        Ok(calls)
+    }
+
+    fn buffer(&mut self, numel: usize, kind: Kind) -> Result<Tensor, CommError> {
+        self.agree(Call::buffer(numel, kind))?;
+        match self.grid.shares() {
+            Some(node) => self.buffers.make(self.world, node, numel, kind),
+            None => plain_buffer(numel, kind),
         }
     }
 
     fn flat(&mut self, operation: Operation, flat: &Flat) -> Result<(), CommError> {
-        self.agree(Call::flat(operation, flat))?;
+        let place = self.buffers.find(flat, self.place.local_rank);
+        let calls = self.agree(Call::flat(operation, flat, place))?;
         let began = Instant::now();
-        let rounded = |tensor: &Tensor| tensor.to_kind(Kind::BFloat16).to_kind(Kind::Float);
-        let mut buffer = flat.tensor();
-        if self.place.world_size == 1 {
-            return Ok(());
-        }
-        if flat.kind() == Kind::BFloat16 {
-            let wide = buffer.to_kind(Kind::Float);
-            self.fp32(operation, &wide)?;
-            buffer.copy_(&wide);
-        } else {
-            let half = operation.wire() == Wire::Bf16;
-            if half {
-                buffer.copy_(&rounded(&buffer));
+        let reached = Call::same_place(&calls).and_then(|at| self.buffers.reach(at, self.place.local_size));
+        let buffers = reached.unwrap_or_else(|| vec![flat.data()]);
+        let sent_bytes = match operation {
+            Operation::Broadcast { root } => self.broadcast(flat, root)?,
+            _ => {
+                let pass = self.pass(operation, flat, buffers);
+                // SAFETY: `flat` keeps its elements alive on every rank, and shared memory stays; the
+                // contract of `Communicator::start` keeps others off them until each rank's outcome is told.
+                unsafe { self.grid.run(&pass) }?
             }
-            self.fp32(operation, &buffer)?;
-            if half && matches!(operation, Operation::AllReduce { .. }) {
-                buffer.copy_(&rounded(&buffer));
-            }
-        }
-        self.counters.add(operation, self.bytes_of(operation, flat), began.elapsed());
+        };
+        self.counters.add(operation, sent_bytes, began.elapsed());
         Ok(())
     }
 
-    /// Bytes that an operation sends from this rank.
-    fn bytes_of(&self, operation: Operation, flat: &Flat) -> u64 {
-        let (numel, rank, others) = (flat.numel(), self.place.rank, self.place.world_size - 1);
-        let of_shards = |shard_numel, reduce, gather| {
-            let own = shard(numel, shard_numel, rank).len();
-            usize::from(reduce) * (numel - own) + usize::from(gather) * own * others
+    fn pass(&self, operation: Operation, flat: &Flat, buffers: Vec<*mut u8>) -> Pass {
+        let (numel, width) = (flat.numel(), width(flat.kind()));
+        let (slice_numel, reduce, gather) = match operation {
+            Operation::ReduceScatter { shard_numel, .. } => (shard_numel, true, false),
+            Operation::AllGather { shard_numel } => (shard_numel, false, true),
+            // Whole cache lines.
+            _ => (numel.div_ceil(self.place.world_size).next_multiple_of(16), true, true),
         };
-        let elements = match operation {
-            Operation::AllReduce { .. } => of_shards(self.slice_numel(numel), true, true),
-            Operation::ReduceScatter { shard_numel, .. } => of_shards(shard_numel, true, false),
-            Operation::AllGather { shard_numel } => of_shards(shard_numel, false, true),
-            Operation::Broadcast { root } => {
-                if root == rank {
-                    numel * others
-                } else {
-                    0
-                }
-            }
-        };
-        let half = flat.kind() == Kind::BFloat16 || operation.wire() == Wire::Bf16;
-        (elements * if half { 2 } else { 4 }) as u64
+        let wire_width = if operation.wire() == Wire::Bf16 { 2 } else { width };
+        Pass { buffers, numel, slice_numel, reduce, gather, width, wire_width }
     }
 
-    /// Elements of a rank's slice of an all-reduce: whole cache lines.
-    fn slice_numel(&self, numel: usize) -> usize {
-        numel.div_ceil(self.place.world_size).next_multiple_of(16)
-    }
-
-    fn fp32(&mut self, operation: Operation, buffer: &Tensor) -> Result<(), CommError> {
-        let (data, numel) = (buffer.data_ptr().cast(), buffer.numel());
-        let pass = |slice_numel, reduce, gather| Pass { data, numel, slice_numel, reduce, gather };
-        let pass = match operation {
-            Operation::Broadcast { root } => return self.broadcast(buffer, root),
-            Operation::AllReduce { .. } => pass(self.slice_numel(numel), true, true),
-            Operation::ReduceScatter { shard_numel, .. } => pass(shard_numel, true, false),
-            Operation::AllGather { shard_numel } => pass(shard_numel, false, true),
-        };
-        // SAFETY: `buffer` keeps its `numel` floats alive; the contract of `Communicator::start` keeps
-        // others off them until the outcome of this job is told.
-        unsafe { self.grid.run(pass) }
-    }
-
-    fn broadcast(&self, buffer: &Tensor, root: usize) -> Result<(), CommError> {
-        let data: *mut f32 = buffer.data_ptr().cast();
-        for start in (0..buffer.numel()).step_by(BROADCAST_PIECE) {
-            let numel = BROADCAST_PIECE.min(buffer.numel() - start);
-            // SAFETY: as in `fp32`; the wait below completes the request.
-            let request = unsafe { self.world.start_broadcast(data.add(start), numel, root) }?;
+    fn broadcast(&self, flat: &Flat, root: usize) -> Result<u64, CommError> {
+        let bytes = flat.numel() * width(flat.kind());
+        for start in (0..bytes).step_by(BROADCAST_PIECE_BYTES) {
+            let piece = BROADCAST_PIECE_BYTES.min(bytes - start);
+            // SAFETY: as in `flat`; the wait below completes the request.
+            let request = unsafe { self.world.start_broadcast(flat.data().add(start), piece, root) }?;
             raw::wait(&mut vec![request])?;
         }
-        Ok(())
+        let given = if root == self.place.rank { self.place.world_size - 1 } else { 0 };
+        Ok((bytes * given) as u64)
     }
 
     fn bytes(&self, bytes: &[u8]) -> Result<Vec<Vec<u8>>, CommError> {
         let lengths: Vec<usize> =
-            self.agree(Call::bytes(bytes.len()))?.iter().map(|call| call.0[2] as usize).collect();
+            self.agree(Call::bytes(bytes.len()))?.into_iter().map(Call::length).collect();
         let (total, limit) = (lengths.iter().sum(), i32::MAX as usize);
         if total > limit {
             return Err(CommError::TooLong { total, limit }); // on every rank
@@ -233,7 +207,6 @@ impl Worker {
 
     fn finalize(self) -> Result<(), CommError> {
         self.agree(Call::FINALIZE)?;
-        self.grid.free()?;
         raw::finalize()
     }
 }
@@ -245,82 +218,31 @@ fn share(
     node_comm: Comm,
     layout: &Layout,
 ) -> Result<Option<(Shared, usize)>, CommError> {
-    let need = |piece_bytes| {
-        layout.local_size
-            * size_of::<f32>()
-            * Grid::shared_numel(piece_bytes, layout.nodes, layout.local_size)
-    };
+    let bytes = |piece_bytes| Grid::shared_bytes(piece_bytes, layout.nodes, layout.local_size);
     // Halves the pieces until they fit; half of what is free stays free, for MPI and others.
-    let free = machine::free_shared_memory();
+    let (free, _) = machine::shared_memory();
+    let fits_now = |piece_bytes| layout.local_size * bytes(piece_bytes) <= free / 2;
     let mut fits = piece_bytes;
-    while fits >= SMALLEST_PIECE_BYTES && need(fits) > free / 2 {
+    while fits > SMALLEST_PIECE_BYTES && !fits_now(fits) {
         fits /= 2;
     }
-    let fits = if need(fits) > free / 2 { 0 } else { fits };
+    let fits = if fits_now(fits) { fits } else { 0 };
     let agreed = world.all_gather_u64([fits as u64])?.iter().map(|[fits]| *fits as usize).min().unwrap_or(0);
     let shared = if agreed > 0 {
-        Shared::allocate(node_comm, Grid::shared_numel(agreed, layout.nodes, layout.local_size))
+        Shared::allocate(node_comm, bytes(agreed))?
     } else {
-        let text = format!("/dev/shm has {free} bytes free, {} are needed", 2 * need(SMALLEST_PIECE_BYTES));
-        Err(CommError::Mpi { call: "sharing memory", text })
+        let need = 2 * layout.local_size * bytes(SMALLEST_PIECE_BYTES);
+        Err(format!("/dev/shm has {free} bytes free, {need} are needed"))
     };
     let everywhere = world.all_gather_u64([u64::from(shared.is_ok())])?.iter().all(|[ok]| *ok == 1);
     match shared {
         Ok(shared) if everywhere => return Ok(Some((shared, agreed))),
-        Ok(shared) => shared.free()?,
-        Err(error) if layout.local_rank == 0 && (fits == 0 || agreed > 0) => tracing::warn!(
-            "{}: {error}; sums go by messages on all nodes, which is slower\nhint: make /dev/shm larger \
+        Err(why) if layout.local_rank == 0 && (fits == 0 || agreed > 0) => tracing::warn!(
+            "{}: {why}; sums go by messages on all nodes, which is slower\nhint: make /dev/shm larger \
              (docker run --shm-size)",
             machine::host_name()
         ),
-        Err(_) => {}
+        _ => {}
     }
     Ok(None)
-}
-
-/// What a rank is about to do: kind, elements, a number more, and bytes of an element on the wire.
-#[derive(Clone, Copy)]
-struct Call([u64; 4]);
-
-const BYTES: u64 = 0;
-
-impl Call {
-    const BARRIER: Call = Call([1, 0, 0, 0]);
-    const FINALIZE: Call = Call([2, 0, 0, 0]);
-
-    fn bytes(length: usize) -> Call {
-        Call([BYTES, 0, length as u64, 0])
-    }
-
-    fn flat(operation: Operation, flat: &Flat) -> Call {
-        let (kind, more) = match operation {
-            Operation::AllReduce { .. } => (3, 0),
-            Operation::ReduceScatter { shard_numel, .. } => (4, shard_numel),
-            Operation::AllGather { shard_numel } => (5, shard_numel),
-            Operation::Broadcast { root } => (6, root),
-        };
-        let half = flat.kind() == Kind::BFloat16 || operation.wire() == Wire::Bf16;
-        Call([kind, flat.numel() as u64, more as u64, if half { 2 } else { 4 }])
-    }
-
-    /// Lengths of bytes may differ, all else may not.
-    fn agrees(self, other: Call) -> bool {
-        self.0 == other.0 || self.0[0] == BYTES && other.0[0] == BYTES
-    }
-}
-
-impl fmt::Display for Call {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let [kind, numel, more, width] = self.0;
-        let dtype = if width == 2 { "bf16" } else { "fp32" };
-        match kind {
-            BYTES => write!(f, "all_gather_bytes of {more} bytes"),
-            1 => write!(f, "barrier"),
-            2 => write!(f, "finalize"),
-            3 => write!(f, "all_reduce of {numel} elements in {dtype}"),
-            4 => write!(f, "reduce_scatter of {numel} elements in {dtype} in shards of {more}"),
-            5 => write!(f, "all_gather of {numel} elements in {dtype} in shards of {more}"),
-            _ => write!(f, "broadcast of {numel} elements in {dtype} from rank {more}"),
-        }
-    }
 }
