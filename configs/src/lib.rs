@@ -18,6 +18,7 @@ mod raw;
 mod run;
 mod schedule;
 mod segments;
+mod shards;
 
 pub use batch::{BatchError, BatchPlan, Leaves};
 pub use exit::Exit;
@@ -35,3 +36,4 @@ pub use run::{
 };
 pub use schedule::{Budget, Schedule, ScheduleKind};
 pub use segments::{Init, SegmentSpec, TensorSpec, segments};
+pub use shards::{SLICE_ALIGN, owned_range, slice_numel};

@@ -31,14 +31,18 @@ impl Philox {
         [a, b, c, d]
     }
 
-    /// Standard normal numbers, `out.len()` of them, of stream `stream` (Box-Muller, in f64).
-    pub fn normals(self, stream: u32, out: &mut [f32]) {
-        for (i, four) in out.chunks_mut(4).enumerate() {
-            let words = self.at([i as u32, (i as u64 >> 32) as u32, stream, 0]);
-            let pairs = [normal_pair(words[0], words[1]), normal_pair(words[2], words[3])];
-            for (value, normal) in four.iter_mut().zip(pairs.as_flattened()) {
-                *value = *normal as f32;
+    /// Standard normal numbers (Box-Muller, in f64): number `first` and those after it of the endless
+    /// stream `stream`, `out.len()` of them.
+    pub fn normals(self, stream: u32, first: usize, out: &mut [f32]) {
+        let mut four = [0.0; 4];
+        for (i, value) in (first..).zip(out) {
+            if i.is_multiple_of(4) || i == first {
+                let block = i as u64 / 4;
+                let words = self.at([block as u32, (block >> 32) as u32, stream, 0]);
+                let pairs = [normal_pair(words[0], words[1]), normal_pair(words[2], words[3])];
+                four.copy_from_slice(pairs.as_flattened());
             }
+            *value = four[i % 4] as f32;
         }
     }
 
@@ -73,11 +77,22 @@ mod tests {
     #[test]
     fn normals_have_mean_zero_and_variance_one() {
         let mut numbers = vec![0f32; 100_001];
-        Philox::new(7).normals(3, &mut numbers);
+        Philox::new(7).normals(3, 0, &mut numbers);
         let n = numbers.len() as f64;
         let mean = numbers.iter().map(|&x| f64::from(x)).sum::<f64>() / n;
         let variance = numbers.iter().map(|&x| f64::from(x).powi(2)).sum::<f64>() / n;
         assert!(mean.abs() < 0.02, "mean {mean}");
         assert!((variance - 1.0).abs() < 0.02, "variance {variance}");
+    }
+
+    #[test]
+    fn a_stream_of_normals_can_be_entered_anywhere() {
+        let mut whole = [0f32; 23];
+        Philox::new(7).normals(3, 0, &mut whole);
+        for first in 0..9 {
+            let mut part = [0f32; 10];
+            Philox::new(7).normals(3, first, &mut part);
+            assert_eq!(part, whole[first..first + 10]);
+        }
     }
 }

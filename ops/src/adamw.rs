@@ -1,16 +1,18 @@
-//! The AdamW update and the global gradient norm, on flat buffers. Knows no schedule and no ranks.
+//! The AdamW update and the sum of squares of a gradient, on slices of flat buffers. Knows no schedule
+//! and no ranks.
 
 use crate::flat::{slice, slice_mut};
 use crate::shim::{self, AdamWPass};
-use crate::{FlatSegment, OpsError};
-use configs::OptimConfig;
-use tch::Tensor;
+use crate::{ExactSum, OpsError};
+use configs::{OptimConfig, SegmentSpec};
+use std::ops::Range;
+use tch::{Device, Kind, Tensor};
 
-/// Sums of squares are taken over chunks of this many elements and added in order, so that the norm
-/// does not depend on threads. Shards are cut at multiples of it.
-pub const NORM_CHUNK: usize = 4096;
+/// Sums of squares are taken over chunks of this many elements. Slices are cut at multiples of it, so
+/// that the norm depends neither on threads nor on ranks.
+pub const NORM_CHUNK: usize = configs::SLICE_ALIGN;
 
-/// Moments of one segment, flat fp32 buffers as long as its parameters.
+/// Moments of a slice of a segment, flat fp32 buffers.
 #[derive(Debug)]
 pub struct Moments {
     /// Running mean of the gradient.
@@ -20,9 +22,13 @@ pub struct Moments {
 }
 
 impl Moments {
-    /// Zeros for a segment.
-    pub fn zeros(segment: &FlatSegment) -> Moments {
-        Moments { exp_avg: segment.param().zeros_like(), exp_avg_sq: segment.param().zeros_like() }
+    /// Zeros for `numel` elements.
+    ///
+    /// # Errors
+    /// What libtorch says, such as out of memory.
+    pub fn zeros(numel: usize, device: Device) -> Result<Moments, OpsError> {
+        let zeros = || Tensor::f_zeros([numel as i64], (Kind::Float, device));
+        Ok(Moments { exp_avg: zeros()?, exp_avg_sq: zeros()? })
     }
 }
 
@@ -37,20 +43,35 @@ pub struct AdamWStep {
     pub grad_scale: f64,
 }
 
-/// Updates a segment from its gradient: AdamW with decoupled decay of matrices (Loshchilov & Hutter
-/// 2019), the arithmetic of `torch.optim.AdamW`.
+/// Elements `range` of a segment, for an update: fp32 flat buffers of `range.len()` elements each.
+#[derive(Debug)]
+pub struct AdamWSlice<'a> {
+    /// The segment's layout: which elements decay.
+    pub spec: &'a SegmentSpec,
+    /// Where the slice lies in the segment.
+    pub range: Range<usize>,
+    /// The parameters.
+    pub param: &'a Tensor,
+    /// Their gradients.
+    pub grad: &'a Tensor,
+    /// Their moments.
+    pub moments: &'a mut Moments,
+}
+
+/// Updates a slice of a segment from its gradient: AdamW with decoupled decay of matrices (Loshchilov &
+/// Hutter 2019), the arithmetic of `torch.optim.AdamW`. Elements do not depend on how slices are cut.
 ///
 /// # Errors
 /// Buffers that are not on the CPU.
-pub fn adamw(
-    segment: &FlatSegment,
-    moments: &mut Moments,
-    optim: &OptimConfig,
-    step: AdamWStep,
-) -> Result<(), OpsError> {
+pub fn adamw(slice_of: &mut AdamWSlice<'_>, optim: &OptimConfig, step: AdamWStep) -> Result<(), OpsError> {
     let [beta1, beta2] = optim.betas;
-    let t = step.t as f64;
-    for tensor in &segment.spec().tensors {
+    let (t, range) = (step.t as f64, slice_of.range.clone());
+    for tensor in &slice_of.spec.tensors {
+        let start = tensor.offset.max(range.start);
+        let end = (tensor.offset + tensor.numel()).min(range.end);
+        if start >= end {
+            continue;
+        }
         let decay = if tensor.decay { optim.weight_decay } else { 0.0 };
         let pass = AdamWPass {
             grad_scale: step.grad_scale as f32,
@@ -60,9 +81,10 @@ pub fn adamw(
             root_scale: (1.0 / (1.0 - beta2.powf(t)).sqrt()) as f32,
             eps: optim.eps as f32,
         };
-        let part = |flat: &Tensor| flat.narrow(0, tensor.offset as i64, tensor.numel() as i64);
-        let (mut param, grad) = (part(segment.param()), part(segment.grad()));
-        let (mut exp_avg, mut exp_avg_sq) = (part(&moments.exp_avg), part(&moments.exp_avg_sq));
+        let part = |flat: &Tensor| flat.narrow(0, (start - range.start) as i64, (end - start) as i64);
+        let (mut param, grad) = (part(slice_of.param), part(slice_of.grad));
+        let (mut exp_avg, mut exp_avg_sq) =
+            (part(&slice_of.moments.exp_avg), part(&slice_of.moments.exp_avg_sq));
         shim::adamw(
             slice_mut("adamw", &mut param)?,
             slice("adamw", &grad)?,
@@ -74,10 +96,12 @@ pub fn adamw(
     Ok(())
 }
 
-/// The square of the L2 norm of a flat fp32 buffer, summed in f64 by chunks in order.
+/// Adds to `sum` the squares of a flat fp32 buffer that starts at a multiple of [`NORM_CHUNK`] of its
+/// segment: chunk by chunk in f64, and the chunks exactly.
 ///
 /// # Errors
 /// A buffer that is not on the CPU.
-pub fn sum_squares(flat: &Tensor) -> Result<f64, OpsError> {
-    Ok(shim::sum_squares(slice("sum_squares", flat)?, NORM_CHUNK).iter().sum())
+pub fn add_squares(sum: &mut ExactSum, flat: &Tensor) -> Result<(), OpsError> {
+    shim::sum_squares(slice("add_squares", flat)?, NORM_CHUNK).into_iter().for_each(|chunk| sum.add(chunk));
+    Ok(())
 }

@@ -1,5 +1,6 @@
 //! Causal attention by pattern, on libtorch's scaled-dot-product attention: dense as it is, banded in
-//! blocks that see themselves and the block before. Differentiated by autograd. Knows no model.
+//! blocks that see themselves and the block before; with dropout step by step. Differentiated by
+//! autograd. Knows no model.
 
 use configs::Pattern;
 use tch::{Kind, Tensor};
@@ -13,6 +14,23 @@ pub fn attention(q: &Tensor, k: &Tensor, v: &Tensor, pattern: Pattern) -> Tensor
             Tensor::scaled_dot_product_attention::<&Tensor>(q, k, v, None, 0.0, true, None, false)
         }
     }
+}
+
+/// As [`attention`], with the probabilities multiplied by `mask`, `[B, H, T, T]`: dropout of attention
+/// (Vaswani et al. 2017). Holds all T x T probabilities, so it is for short contexts.
+pub fn attention_with_mask(q: &Tensor, k: &Tensor, v: &Tensor, pattern: Pattern, mask: &Tensor) -> Tensor {
+    let size = q.size();
+    let (t, d) = (size[2], size[3]);
+    let i = Tensor::arange(t, (Kind::Int64, q.device())).unsqueeze(1);
+    let j = Tensor::arange(t, (Kind::Int64, q.device())).unsqueeze(0);
+    let later = j.gt_tensor(&i);
+    let unseen = match pattern {
+        Pattern::Dense => later,
+        Pattern::Banded(w) => later.logical_or(&j.le_tensor(&(i - w as i64))),
+    };
+    let scores = (q / (d as f64).sqrt()).matmul(&k.transpose(2, 3));
+    let probabilities = scores.masked_fill(&unseen, f64::NEG_INFINITY).softmax(-1, q.kind());
+    (probabilities * mask).matmul(v)
 }
 
 /// Blocks of w queries, each against its own keys and those of the block before: 2w keys hold every
@@ -107,6 +125,31 @@ mod tests {
         check([1, 1, 1, 8], Pattern::Banded(1), 2);
         check([2, 2, 64, 16], Pattern::Banded(16), 3);
         check([2, 3, 33, 4], Pattern::Dense, 4);
+    }
+
+    #[test]
+    fn attention_with_a_mask_of_ones_is_attention() {
+        for pattern in [Pattern::Dense, Pattern::Banded(3), Pattern::Banded(50)] {
+            let [q, k, v] = [0; 3].map(|_| Tensor::randn([2, 3, 9, 4], (Kind::Double, Device::Cpu)));
+            let ones = Tensor::ones([2, 3, 9, 9], (Kind::Double, Device::Cpu));
+            let got = attention_with_mask(&q, &k, &v, pattern, &ones);
+            assert!((got - reference(&q, &k, &v, pattern)).abs().max().double_value(&[]) < 1e-12);
+            let none = attention_with_mask(&q, &k, &v, pattern, &ones.zeros_like());
+            assert_eq!(none.abs().max().double_value(&[]), 0.0);
+        }
+    }
+
+    #[test]
+    fn in_bf16_every_pattern_stays_within_its_rounding() {
+        for pattern in [Pattern::Dense, Pattern::Banded(5)] {
+            let [q, k, v] = [0; 3]
+                .map(|_| Tensor::randn([2, 3, 33, 16], (Kind::Float, Device::Cpu)).to_kind(Kind::BFloat16));
+            let [x, y, z] = [&q, &k, &v].map(|t| t.to_kind(Kind::Double));
+            let expected = reference(&x, &y, &z, pattern);
+            let got = attention(&q, &k, &v, pattern).to_kind(Kind::Double);
+            let off = ((got - &expected).norm() / expected.norm()).double_value(&[]);
+            assert!(off < 2e-2, "{pattern}: {off}");
+        }
     }
 
     proptest! {

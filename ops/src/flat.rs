@@ -1,98 +1,102 @@
-//! Flat buffers: one parameter buffer and one gradient buffer per segment, tensors as views into them.
+//! Flat buffers: a segment's tensors as views into one buffer, and what is in them at first.
 //! Knows nothing of what a segment computes.
 
 use crate::{OpsError, shim};
-use configs::{Init, Philox, SegmentSpec};
+use configs::{Init, Philox, SegmentSpec, TensorSpec};
+use std::ops::Range;
+use std::sync::Arc;
 use tch::{Device, Kind, Tensor};
 
-/// A segment's parameters and gradients, fp32, on one device.
-///
-/// The tensors are leaves that require a gradient; their gradients are views of the gradient buffer,
-/// so that backward accumulates there and the whole leaves in one message.
+/// A segment's whole weights in the precision that computes, as leaves that require a gradient: views
+/// of one flat buffer, so that they see its updates and the whole can be gathered in one message.
 #[derive(Debug)]
-pub struct FlatSegment {
-    spec: SegmentSpec,
-    param: Tensor,
-    grad: Tensor,
+pub struct Weights {
+    spec: Arc<SegmentSpec>,
+    flat: Tensor,
     tensors: Vec<Tensor>,
-    grads: Vec<Tensor>,
 }
 
-impl FlatSegment {
-    /// Buffers of zeros with the layout of `spec`.
+impl Weights {
+    /// Views of `flat`, `[numel]`, with the layout of `spec`.
     ///
     /// # Errors
-    /// What libtorch says, such as out of memory.
-    pub fn zeros(spec: SegmentSpec, device: Device) -> Result<FlatSegment, OpsError> {
-        let options = (Kind::Float, device);
-        let param = Tensor::f_zeros([spec.numel as i64], options)?;
-        let grad = Tensor::f_zeros([spec.numel as i64], options)?;
-        let (mut tensors, mut grads) = (Vec::new(), Vec::new());
+    /// A buffer of another length.
+    pub fn over(spec: &Arc<SegmentSpec>, flat: Tensor) -> Result<Weights, OpsError> {
+        let mut tensors = Vec::with_capacity(spec.tensors.len());
         for tensor in &spec.tensors {
-            let view = |flat: &Tensor| -> Result<Tensor, tch::TchError> {
-                flat.f_narrow(0, tensor.offset as i64, tensor.numel() as i64)?.f_view(tensor.shape.as_slice())
-            };
-            let mut leaf = view(&param)?.f_detach()?.f_set_requires_grad(true)?;
-            let leaf_grad = view(&grad)?;
-            shim::set_grad(&mut leaf, &leaf_grad)?;
-            tensors.push(leaf);
-            grads.push(leaf_grad);
+            tensors.push(view(&flat, tensor)?.f_detach()?.f_set_requires_grad(true)?);
         }
-        Ok(FlatSegment { spec, param, grad, tensors, grads })
+        Ok(Weights { spec: Arc::clone(spec), flat, tensors })
     }
 
-    /// Fills the parameters with their initial values: a pure function of the seed, the tensor's name
-    /// and the element.
-    pub fn init(&mut self, seed: u64) {
-        for tensor in &self.spec.tensors {
-            let mut view = self.param.narrow(0, tensor.offset as i64, tensor.numel() as i64);
-            match tensor.init {
-                Init::Zeros => drop(view.zero_()),
-                Init::Ones => drop(view.fill_(1.0)),
-                Init::Normal(std) => {
-                    let mut normals = vec![0f32; tensor.numel()];
-                    Philox::new(seed).normals(stream(&tensor.name), &mut normals);
-                    let normals = Tensor::from_slice(&normals) * std;
-                    view.copy_(&normals);
-                }
+    /// Lets go of the gradients.
+    ///
+    /// # Errors
+    /// What libtorch says.
+    pub fn forget_gradients(&self) -> Result<(), OpsError> {
+        let undefined = Tensor::new();
+        self.tensors.iter().try_for_each(|leaf| shim::set_grad(&mut leaf.shallow_clone(), &undefined))
+    }
+
+    /// The flat buffer, `[numel]`.
+    pub fn flat(&self) -> &Tensor {
+        &self.flat
+    }
+
+    /// The tensor that is called `name` within its segment, such as `mlp.c_fc.weight`.
+    ///
+    /// # Panics
+    /// There is none: layouts are data, but what computes on them is not.
+    pub fn tensor(&self, name: &str) -> &Tensor {
+        let segment = self.spec.name.as_str();
+        let within =
+            |full: &str| full.strip_prefix(segment).and_then(|rest| rest.strip_prefix('.')) == Some(name);
+        let i = self.spec.tensors.iter().position(|tensor| within(&tensor.name));
+        &self.tensors[i.unwrap_or_else(|| panic!("segment {segment} has no tensor {name}"))]
+    }
+
+    /// Makes views of `grad`, `[numel]` of the same kind, the gradients of the tensors: the next
+    /// backward adds to them in place.
+    ///
+    /// # Errors
+    /// A buffer of another length.
+    pub fn accumulate_into(&self, grad: &Tensor) -> Result<(), OpsError> {
+        for (leaf, spec) in self.tensors.iter().zip(&self.spec.tensors) {
+            shim::set_grad(&mut leaf.shallow_clone(), &view(grad, spec)?)?;
+        }
+        Ok(())
+    }
+}
+
+/// The part of a flat buffer that is a tensor, in its shape.
+///
+/// # Errors
+/// A buffer that is too short.
+pub fn view(flat: &Tensor, tensor: &TensorSpec) -> Result<Tensor, OpsError> {
+    Ok(flat.f_narrow(0, tensor.offset as i64, tensor.numel() as i64)?.f_view(tensor.shape.as_slice())?)
+}
+
+/// The initial values of elements `range` of a segment, fp32 in host memory: each a pure function of
+/// the seed, its tensor's name and its place in it.
+pub fn initial_values(spec: &SegmentSpec, seed: u64, range: Range<usize>) -> Tensor {
+    let mut values = vec![0f32; range.len()];
+    for tensor in &spec.tensors {
+        let (start, end) = (tensor.offset, tensor.offset + tensor.numel());
+        let part = start.max(range.start)..end.min(range.end);
+        if part.is_empty() {
+            continue;
+        }
+        let out = &mut values[part.start - range.start..part.end - range.start];
+        match tensor.init {
+            Init::Zeros => {}
+            Init::Ones => out.fill(1.0),
+            Init::Normal(std) => {
+                Philox::new(seed).normals(stream(&tensor.name), part.start - start, out);
+                out.iter_mut().for_each(|value| *value *= std as f32);
             }
         }
     }
-
-    /// Names, shapes and offsets.
-    pub fn spec(&self) -> &SegmentSpec {
-        &self.spec
-    }
-
-    /// The flat parameter buffer, `[numel]` fp32.
-    pub fn param(&self) -> &Tensor {
-        &self.param
-    }
-
-    /// The flat gradient buffer, `[numel]` fp32.
-    pub fn grad(&self) -> &Tensor {
-        &self.grad
-    }
-
-    /// The i-th tensor of the layout, a leaf view of the parameters.
-    pub fn tensor(&self, i: usize) -> &Tensor {
-        &self.tensors[i]
-    }
-
-    /// The gradient of the i-th tensor, a view of the gradient buffer.
-    pub fn tensor_grad(&self, i: usize) -> &Tensor {
-        &self.grads[i]
-    }
-
-    /// Sets the gradient buffer to zero.
-    pub fn zero_grad(&mut self) {
-        let _ = self.grad.zero_();
-    }
-
-    /// Copies the parameters from `values`, `[numel]`.
-    pub fn set_param(&mut self, values: &Tensor) {
-        self.param.copy_(values);
-    }
+    Tensor::from_slice(&values)
 }
 
 /// The stream of random numbers of a tensor: FNV-1a of its name, so that adding a layer moves no other.
@@ -128,53 +132,53 @@ fn check_flat(op: &'static str, tensor: &Tensor) -> Result<(), OpsError> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use configs::{ModelConfig, segments};
+    use configs::segments;
 
-    fn block() -> FlatSegment {
-        let model = ModelConfig {
-            n_layer: 1,
-            n_head: 1,
-            n_embd: 8,
-            seq_len: 4,
-            vocab_size: 10,
-            ..ModelConfig::default()
-        };
-        FlatSegment::zeros(segments(&model)[2].clone(), Device::Cpu).unwrap()
+    fn block() -> Arc<SegmentSpec> {
+        Arc::new(segments(&crate::tests::small_model())[2].clone())
+    }
+
+    fn zeros(spec: &SegmentSpec) -> Tensor {
+        Tensor::zeros([spec.numel as i64], (Kind::Float, Device::Cpu))
     }
 
     #[test]
     fn backward_accumulates_into_the_flat_gradient() {
-        let segment = block();
-        let weight = segment.tensor(2); // c_attn.weight [24, 8]
+        let spec = block();
+        let (weights, grad) = (Weights::over(&spec, zeros(&spec)).unwrap(), zeros(&spec));
+        weights.accumulate_into(&grad).unwrap();
         let x = Tensor::randn([3, 8], (Kind::Float, Device::Cpu));
         let dy = Tensor::randn([3, 24], (Kind::Float, Device::Cpu));
         for _ in 0..2 {
-            crate::backward(&x.linear::<&Tensor>(weight, None), &dy).unwrap();
+            let y = x.linear::<&Tensor>(weights.tensor("attn.c_attn.weight"), None);
+            crate::backward(&y, &dy).unwrap();
         }
-        let offset = segment.spec().tensors[2].offset as i64;
-        let flat = segment.grad().narrow(0, offset, 24 * 8).view([24, 8]);
+        let flat = view(&grad, &spec.tensors[2]).unwrap();
         let expected = dy.transpose(0, 1).matmul(&x) * 2.0;
         assert!((flat - expected).abs().max().double_value(&[]) < 1e-4);
     }
 
     #[test]
-    fn tensors_see_updates_of_the_flat_parameters() {
-        let mut segment = block();
-        let values: Vec<f32> = (0..segment.spec().numel).map(|i| i as f32).collect();
-        segment.set_param(&Tensor::from_slice(&values));
-        let offset = segment.spec().tensors[3].offset;
-        assert_eq!(segment.tensor(3).double_value(&[5]) as usize, offset + 5);
+    fn tensors_see_updates_of_the_flat_weights() {
+        let spec = block();
+        let weights = Weights::over(&spec, zeros(&spec)).unwrap();
+        let values: Vec<f32> = (0..spec.numel).map(|i| i as f32).collect();
+        weights.flat().shallow_clone().copy_(&Tensor::from_slice(&values));
+        let seen = weights.tensor("attn.c_attn.bias").double_value(&[5]);
+        assert_eq!(seen as usize, spec.tensors[3].offset + 5);
     }
 
     #[test]
-    fn initial_values_are_a_function_of_seed_and_name() {
-        let (mut a, mut b) = (block(), block());
-        a.init(1);
-        b.init(1);
-        assert_eq!(a.param(), b.param());
-        b.init(2);
-        assert_ne!(a.param(), b.param());
-        let c_fc = a.tensor(8);
+    fn initial_values_are_a_function_of_seed_name_and_place() {
+        let spec = block();
+        let whole = initial_values(&spec, 1, 0..spec.numel);
+        assert_eq!(whole, initial_values(&spec, 1, 0..spec.numel));
+        assert_ne!(whole, initial_values(&spec, 2, 0..spec.numel));
+        for (start, end) in [(0, 100), (7, 93), (95, spec.numel - 3), (spec.numel, spec.numel)] {
+            let part = initial_values(&spec, 1, start..end);
+            assert_eq!(part, whole.narrow(0, start as i64, (end - start) as i64), "{start}..{end}");
+        }
+        let c_fc = view(&whole, &spec.tensors[8]).unwrap();
         assert!((c_fc.std(true).double_value(&[]) - 0.02).abs() < 0.003);
     }
 }

@@ -1,52 +1,49 @@
 //! The sum of micro-batches' gradients as a perfect binary tree over their index, so that who computed
-//! which of them changes no bit. Knows flat buffers; knows no ranks: theirs is the top of the tree.
+//! which of them changes no bit. Knows flat buffers; knows no ranks: theirs is a part of the tree.
 
-use crate::FlatSegment;
-use tch::Tensor;
+use tch::{Device, Kind, Tensor};
 
-/// Partial sums of a rank's micro-batches, a power of two of them, in the manner of a binary counter:
-/// level l of a segment holds the sum of 2^l consecutive leaves while they wait for the next 2^l.
+/// Partial sums of consecutive leaves of the tree, in the manner of a binary counter: level l of a
+/// buffer holds the sum of 2^l leaves while they wait for the next 2^l.
 #[derive(Debug)]
 pub struct GradientTree {
-    /// `[level][segment]`, flat buffers.
+    /// `[level][buffer]`, fp32.
     levels: Vec<Vec<Tensor>>,
 }
 
 impl GradientTree {
-    /// A tree over `leaves` micro-batches of a rank. Takes log2(leaves) times the memory of the gradients.
+    /// A tree over at most `most_leaves` leaves for buffers of these many elements. Takes
+    /// log2(most_leaves) times their memory.
     ///
     /// # Panics
-    /// `leaves` is no power of two.
-    pub fn new(segments: &[FlatSegment], leaves: u64) -> GradientTree {
-        assert!(leaves.is_power_of_two(), "a perfect tree has a power of two of leaves, not {leaves}");
-        let level = |_| segments.iter().map(|segment| segment.grad().zeros_like()).collect();
-        GradientTree { levels: (0..leaves.trailing_zeros()).map(level).collect() }
+    /// `most_leaves` is no power of two.
+    pub fn new(numels: &[usize], most_leaves: u64, device: Device) -> GradientTree {
+        assert!(
+            most_leaves.is_power_of_two(),
+            "a perfect tree has a power of two of leaves, not {most_leaves}"
+        );
+        let zeros = |numel: &usize| Tensor::zeros([*numel as i64], (Kind::Float, device));
+        let level = |_| numels.iter().map(zeros).collect();
+        GradientTree { levels: (0..most_leaves.trailing_zeros()).map(level).collect() }
     }
 
-    /// Takes the gradient of leaf `leaf` of a segment, which is in its gradient buffer: adds to it what
-    /// waits for it, and puts it aside, leaving zeros. After the last leaf the sum of all stays there.
-    pub fn add_leaf(&mut self, segment: &FlatSegment, index: usize, leaf: u64) {
-        let mut sum = segment.grad().shallow_clone();
-        let complete = leaf.trailing_ones() as usize;
+    /// Adds to `leaf`, the number `number` of `leaves` leaves of a buffer, what waits for it. After the
+    /// last one that is the sum of all, and true is returned; before, the sum is put aside.
+    ///
+    /// # Panics
+    /// `leaves` is no power of two, or above what the tree was made for.
+    pub fn add_leaf(&mut self, leaf: &Tensor, buffer: usize, number: u64, leaves: u64) -> bool {
+        assert!(leaves.is_power_of_two() && number < leaves, "leaf {number} of {leaves}");
+        let complete = number.trailing_ones() as usize;
+        let mut sum = leaf.shallow_clone();
         for level in &self.levels[..complete] {
-            let _ = sum.g_add_(&level[index]);
+            let _ = sum.g_add_(&level[buffer]);
         }
-        if let Some(level) = self.levels.get_mut(complete) {
-            level[index].copy_(&sum);
-            let _ = sum.zero_();
+        let last = number + 1 == leaves;
+        if !last {
+            self.levels[complete][buffer].copy_(&sum);
         }
-    }
-}
-
-/// The sum of `values`, a power of two of them, in the same tree.
-pub fn tree_total(values: &[f64]) -> f64 {
-    match values {
-        [] => 0.0,
-        [value] => *value,
-        _ => {
-            let (left, right) = values.split_at(values.len() / 2);
-            tree_total(left) + tree_total(right)
-        }
+        last
     }
 }
 
@@ -54,52 +51,54 @@ pub fn tree_total(values: &[f64]) -> f64 {
 mod tests {
     use super::*;
     use crate::collectives::tree_sum;
-    use configs::{Init, Philox, SegmentSpec, TensorSpec};
-    use tch::Device;
+    use configs::Philox;
 
     const N: usize = 96;
 
-    fn leaf(i: u64) -> Vec<f32> {
+    fn leaf(i: u32) -> Vec<f32> {
         let mut values = vec![0f32; N];
-        Philox::new(11).normals(i as u32, &mut values);
+        Philox::new(11).normals(i, 0, &mut values);
         values.iter().map(|value| value * 10f32.powi(i as i32 % 5 - 2)).collect()
     }
 
-    fn sum(leaves: std::ops::Range<u64>) -> Vec<f32> {
-        let tensor = TensorSpec {
-            name: "toy.weight".into(),
-            shape: vec![N as i64],
-            offset: 0,
-            init: Init::Zeros,
-            decay: false,
-        };
-        let spec = SegmentSpec { name: "toy".into(), tensors: vec![tensor], numel: N };
-        let segments = [FlatSegment::zeros(spec, Device::Cpu).unwrap()];
-        let mut tree = GradientTree::new(&segments, leaves.end - leaves.start);
-        for (i, number) in leaves.enumerate() {
-            let mut grad = segments[0].grad().shallow_clone();
-            let _ = grad.g_add_(&Tensor::from_slice(&leaf(number)));
-            tree.add_leaf(&segments[0], 0, i as u64);
-        }
-        Vec::try_from(segments[0].grad()).unwrap()
+    fn sum(leaves: impl ExactSizeIterator<Item = Vec<f32>>) -> Vec<f32> {
+        let n = leaves.len() as u64;
+        // Made for more than there are: early stages of a batch ramp have fewer.
+        let mut tree = GradientTree::new(&[N], 2 * n, Device::Cpu);
+        let mut sums = leaves.enumerate().filter_map(|(i, leaf)| {
+            let leaf = Tensor::from_slice(&leaf);
+            tree.add_leaf(&leaf, 0, i as u64, n).then_some(leaf)
+        });
+        Vec::try_from(sums.next().unwrap()).unwrap()
+    }
+
+    fn over_ranks(rows: &[Vec<f32>]) -> Vec<f32> {
+        let rows: Vec<&[f32]> = rows.iter().map(Vec::as_slice).collect();
+        let mut total = vec![0f32; N];
+        tree_sum(&rows, &mut total);
+        total
     }
 
     #[test]
-    fn ranks_shares_summed_over_ranks_have_the_bits_of_one_rank_alone() {
-        let whole = sum(0..16);
-        for world_size in [2u64, 4, 8, 16] {
-            let share = 16 / world_size;
-            let shares: Vec<Vec<f32>> =
-                (0..world_size).map(|rank| sum(rank * share..(rank + 1) * share)).collect();
-            let rows: Vec<&[f32]> = shares.iter().map(Vec::as_slice).collect();
-            let mut total = vec![0f32; N];
-            tree_sum(&rows, &mut total);
-            assert_eq!(total, whole, "{world_size} ranks");
+    fn runs_of_leaves_per_rank_summed_over_ranks_have_the_bits_of_one_rank_alone() {
+        let whole = sum((0..16).map(leaf));
+        for world_size in [2usize, 4, 8, 16] {
+            let share = 16 / world_size as u32;
+            let rank = |rank: u32| sum((rank * share..(rank + 1) * share).map(leaf));
+            let shares: Vec<Vec<f32>> = (0..world_size as u32).map(rank).collect();
+            assert_eq!(over_ranks(&shares), whole, "{world_size} ranks");
         }
     }
 
     #[test]
-    fn numbers_are_added_in_the_same_tree() {
-        assert_eq!(tree_total(&[1e16, 1.0, -1e16, 1.0]), (1e16 + 1.0) + (-1e16 + 1.0));
+    fn leaves_summed_over_ranks_first_have_the_bits_of_one_rank_alone() {
+        let whole = sum((0..16).map(leaf));
+        for world_size in [2usize, 4, 8, 16] {
+            let step = |k: usize| {
+                let leaves: Vec<_> = (0..world_size).map(|r| leaf((k * world_size + r) as u32)).collect();
+                over_ranks(&leaves)
+            };
+            assert_eq!(sum((0..16 / world_size).map(step)), whole, "{world_size} ranks");
+        }
     }
 }

@@ -9,16 +9,30 @@ pub mod collectives;
 pub mod cuda;
 mod cuda_stream;
 pub mod device;
+mod dropout;
 mod error;
+mod exact_sum;
 mod flat;
 mod gradient_tree;
 mod loss;
 mod shim;
 
-pub use adamw::{AdamWStep, Moments, NORM_CHUNK, adamw, sum_squares};
-pub use attention::attention;
+pub use adamw::{AdamWSlice, AdamWStep, Moments, NORM_CHUNK, adamw, add_squares};
+pub use attention::{attention, attention_with_mask};
+pub use dropout::{Dropout, dropped};
 pub use error::OpsError;
-pub use flat::FlatSegment;
-pub use gradient_tree::{GradientTree, tree_total};
+pub use exact_sum::ExactSum;
+pub use flat::{Weights, initial_values, view};
+pub use gradient_tree::GradientTree;
 pub use loss::Head;
-pub use shim::backward;
+pub use shim::{backward, mapped_zeros};
+
+#[cfg(test)]
+mod tests {
+    use configs::ModelConfig;
+
+    /// One block of eight channels.
+    pub(crate) fn small_model() -> ModelConfig {
+        ModelConfig { n_layer: 1, n_head: 1, n_embd: 8, seq_len: 4, vocab_size: 10, ..ModelConfig::default() }
+    }
+}

@@ -6,10 +6,13 @@ use tch::{Kind, Tensor};
 /// Logits held at once, in elements (16 MiB of fp32).
 const CHUNK_ELEMENTS: i64 = 1 << 22;
 
+/// The same for bf16, where each chunk's weight gradient is a pass of its own over that of all.
+const CHUNK_ELEMENTS_BF16: i64 = 1 << 25;
+
 /// The head: hidden states against the rows of the token embedding.
 #[derive(Debug)]
 pub struct Head<'a> {
-    /// `[V padded, C]` fp32; only the first `vocab_size` rows take part.
+    /// `[V padded, C]`, fp32 or bf16 as the hidden states; only the first `vocab_size` rows take part.
     pub weight: &'a Tensor,
     /// Rows that are real tokens, V.
     pub vocab_size: i64,
@@ -21,20 +24,23 @@ impl Head<'_> {
     }
 
     fn chunk(&self) -> i64 {
-        (CHUNK_ELEMENTS / self.vocab_size).max(1)
+        let elements = match self.weight.kind() {
+            Kind::BFloat16 => CHUNK_ELEMENTS_BF16,
+            _ => CHUNK_ELEMENTS,
+        };
+        (elements / self.vocab_size).max(1)
     }
 
     /// Logits of hidden states `[N, C]`: `[N, V]` fp32, padded ids left out.
     pub fn logits(&self, hidden: &Tensor) -> Tensor {
-        hidden.matmul(&self.rows().transpose(0, 1))
+        hidden.matmul(&self.rows().transpose(0, 1)).to_kind(Kind::Float)
     }
 
     /// The sum of cross-entropies in nats of hidden states `[N, C]` against targets `[N]` i64.
     pub fn loss(&self, hidden: &Tensor, targets: &Tensor) -> f64 {
-        let weight = self.rows();
         let mut sum = 0.0;
         for (hidden, targets) in hidden.split(self.chunk(), 0).iter().zip(targets.split(self.chunk(), 0)) {
-            let logits = hidden.matmul(&weight.transpose(0, 1));
+            let logits = self.logits(hidden);
             let picked = logits.gather(1, &targets.unsqueeze(1), false).squeeze_dim(1);
             sum += (logits.logsumexp([1], false) - picked).sum(Kind::Double).double_value(&[]);
         }
@@ -42,7 +48,7 @@ impl Head<'_> {
     }
 
     /// As [`Head::loss`], and the gradients of that sum times `scale`: that of the hidden states
-    /// `[N, C]` is returned, that of the weight is added to `weight_grad` `[V padded, C]`.
+    /// `[N, C]` is returned, that of the weight is added to `weight_grad`, `[V padded, C]` fp32.
     pub fn loss_and_grad(
         &self,
         hidden: &Tensor,
@@ -55,7 +61,7 @@ impl Head<'_> {
         let hidden_grad = hidden.empty_like();
         let (mut sum, mut start) = (0.0, 0);
         for (hidden, targets) in hidden.split(self.chunk(), 0).iter().zip(targets.split(self.chunk(), 0)) {
-            let logits = hidden.matmul(&weight.transpose(0, 1));
+            let logits = self.logits(hidden);
             let targets = targets.unsqueeze(1);
             let lse = logits.logsumexp([1], true);
             sum += (&lse - logits.gather(1, &targets, false)).sum(Kind::Double).double_value(&[]);
@@ -64,9 +70,14 @@ impl Head<'_> {
             let _ = logits_grad.subtract_(&lse).exp_();
             let _ = logits_grad.scatter_add_(1, &targets, &targets.full_like(-1.0).to_kind(Kind::Float));
             let _ = logits_grad.g_mul_scalar_(scale);
+            let logits_grad = logits_grad.to_kind(hidden.kind());
             let rows = hidden.size()[0];
-            let _ = Tensor::mm_out(&logits_grad, &hidden_grad.narrow(0, start, rows), &weight);
-            let _ = weight_grad.addmm_(&logits_grad.transpose(0, 1), hidden);
+            let _ = logits_grad.mm_out(&hidden_grad.narrow(0, start, rows), &weight);
+            if hidden.kind() == Kind::Float {
+                let _ = weight_grad.addmm_(&logits_grad.transpose(0, 1), hidden);
+            } else {
+                let _ = weight_grad.g_add_(&logits_grad.transpose(0, 1).matmul(hidden));
+            }
             start += rows;
         }
         (sum, hidden_grad)
@@ -101,6 +112,27 @@ mod tests {
         assert!((head.loss(&hidden.detach(), &targets) - loss).abs() < 1e-4);
         assert!((hidden_grad - hidden.grad()).abs().max().double_value(&[]) < 1e-5);
         assert!((weight_grad - weight.grad()).abs().max().double_value(&[]) < 1e-5);
+    }
+
+    #[test]
+    fn in_bf16_the_loss_is_that_of_rounded_logits_and_the_weight_gradient_stays_fp32() {
+        let (n, c, v) = (37, 24, 50);
+        let options = (Kind::Float, Device::Cpu);
+        let round = |x: Tensor| x.to_kind(Kind::BFloat16);
+        let (hidden, weight) = (round(Tensor::randn([n, c], options)), round(Tensor::randn([v, c], options)));
+        let targets = Tensor::randint(v, [n], (Kind::Int64, Device::Cpu));
+        let both = |hidden: &Tensor, weight: &Tensor| {
+            let grad = Tensor::zeros([v, c], options);
+            let head = Head { weight, vocab_size: v };
+            let (loss, hidden_grad) = head.loss_and_grad(hidden, &targets, &grad, 1.0);
+            (loss, hidden_grad.to_kind(Kind::Float), grad)
+        };
+        let (loss, hidden_grad, weight_grad) = both(&hidden, &weight);
+        let exact = both(&hidden.to_kind(Kind::Float), &weight.to_kind(Kind::Float));
+        assert!((loss / exact.0 - 1.0).abs() < 1e-2, "{loss} against {}", exact.0);
+        let off = |a: &Tensor, b: &Tensor| ((a - b).norm() / b.norm()).double_value(&[]);
+        assert!(off(&hidden_grad, &exact.1) < 2e-2);
+        assert!(off(&weight_grad, &exact.2) < 2e-2);
     }
 
     #[test]

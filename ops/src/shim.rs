@@ -2,7 +2,7 @@
 
 use crate::OpsError;
 use std::ffi::{CStr, c_char, c_int};
-use tch::Tensor;
+use tch::{Device, Kind, Tensor};
 use torch_sys::C_tensor;
 
 mod ffi {
@@ -12,6 +12,7 @@ mod ffi {
         pub(super) fn phx_last_error() -> *const c_char;
         pub(super) fn phx_set_grad(tensor: *mut C_tensor, grad: *const C_tensor) -> c_int;
         pub(super) fn phx_backward(output: *const C_tensor, grad_output: *const C_tensor) -> c_int;
+        pub(super) fn phx_mapped_zeros(numel: i64, bf16: c_int) -> *mut C_tensor;
         pub(super) fn phx_adamw(
             param: *mut f32,
             grad: *const f32,
@@ -36,10 +37,31 @@ pub(crate) fn checked(code: c_int) -> Result<(), OpsError> {
     if code == 0 {
         return Ok(());
     }
+    Err(last_error())
+}
+
+fn last_error() -> OpsError {
     // SAFETY: the shim returns a NUL-terminated string that lives until the next failing call on this
     // thread; it is copied before that.
     let text = unsafe { CStr::from_ptr(ffi::phx_last_error()) };
-    Err(OpsError::Torch(text.to_string_lossy().into_owned()))
+    OpsError::Torch(text.to_string_lossy().into_owned())
+}
+
+/// A flat tensor of `numel` zeros, fp32 or bf16, whose memory goes back to the system when the last
+/// handle does. For large buffers that are there for a part of a step.
+///
+/// # Errors
+/// No memory.
+pub fn mapped_zeros(numel: usize, kind: Kind, device: Device) -> Result<Tensor, OpsError> {
+    if device != Device::Cpu || numel == 0 {
+        return Ok(Tensor::f_zeros([numel as i64], (kind, device))?);
+    }
+    // SAFETY: a plain call. What it returns is null or a new tensor that owns its pages, which nobody
+    // else refers to: ownership passes to the Tensor here.
+    unsafe {
+        let tensor = ffi::phx_mapped_zeros(numel as i64, c_int::from(kind == Kind::BFloat16));
+        if tensor.is_null() { Err(last_error()) } else { Ok(Tensor::from_ptr(tensor)) }
+    }
 }
 
 /// Makes `grad` the gradient of the leaf `tensor`; backward accumulates into it in place.

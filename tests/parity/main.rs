@@ -2,13 +2,13 @@
 //! ten AdamW updates, from the golden files that `tests/reference` makes.
 #![allow(clippy::unwrap_used)] // how a test fails
 
-use configs::{ModelConfig, OptimConfig, Pattern};
+use configs::{ModelConfig, OptimConfig, Pattern, Recompute, Shard};
 use ops::collectives::Solo;
-use ops::{AdamWStep, FlatSegment, Moments};
+use ops::{AdamWSlice, AdamWStep, Moments, view};
 use safetensors::{Dtype, SafeTensors};
 use std::path::Path;
 use tch::{Device, Kind, Tensor};
-use trainer::{Accumulation, Gpt, GradientStep, MicroBatch, Timing};
+use trainer::{Engine, Gpt, Gradients, MicroBatch, Parameters, Timing};
 
 /// Largest accepted ‖a - b‖ / ‖b‖. PyTorch's own fp32 is up to 1.1e-6 from float64 on these models.
 const TOLERANCE: f64 = 1e-5;
@@ -59,33 +59,42 @@ fn check_model(file: &str, attention: Vec<Pattern>) {
         attention,
         ..ModelConfig::default()
     };
-    let mut model = Gpt::zeros(&config, Device::Cpu).unwrap();
-    for segment in model.segments() {
-        for (i, spec) in segment.spec().tensors.iter().enumerate() {
+    let comm = Solo::new();
+    let mut engine = engine(&config, &comm, 1, true);
+    for index in 0..engine.parameters().len() {
+        for spec in &engine.parameters().spec(index).tensors {
             let value = golden.get(&format!("param.{}", spec.name));
-            tch::no_grad(|| real_rows(segment.tensor(i), &value).copy_(&value));
+            let tensor = view(engine.parameters().master(index), spec).unwrap();
+            tch::no_grad(|| real_rows(&tensor, &value).copy_(&value));
         }
     }
 
     let tokens = Vec::<i64>::try_from(golden.get("tokens").view([-1])).unwrap();
     let batch = MicroBatch::from_rows(&tokens, 49, Device::Cpu);
     let targets = batch.targets.numel() as f64;
-    let logits = model.head().logits(&model.hidden(&batch.inputs).view([-1, 64]));
-    assert_close("logits", &logits.view([-1, 48, 257]), &golden.get("logits"));
+    assert_close("logits", &engine.logits(&batch.inputs).unwrap(), &golden.get("logits"));
 
-    let (comm, mut timing) = (Solo::new(), Timing::default());
-    let mut sums = Accumulation::new(&model, 1, true);
-    let mut step = GradientStep::begin(&mut model, &comm, &mut timing, &mut sums);
-    step.add(&batch, 1.0 / targets).unwrap();
-    let nats = step.finish().unwrap().nats;
+    let mut timing = Timing::default();
+    engine.begin(1, false);
+    engine.add(&batch, 1.0 / targets, &mut timing).unwrap();
+    let nats = engine.finish(&mut timing).unwrap().nats.value();
     let loss = golden.get("loss").double_value(&[0]);
     assert!((nats / targets / loss - 1.0).abs() < 1e-6, "loss {} is not {loss}", nats / targets);
-    for segment in model.segments() {
-        for (i, spec) in segment.spec().tensors.iter().enumerate() {
+    for index in 0..engine.parameters().len() {
+        for spec in &engine.parameters().spec(index).tensors {
             let expected = golden.get(&format!("grad.{}", spec.name));
-            assert_close(&spec.name, &real_rows(segment.tensor_grad(i), &expected), &expected);
+            let got = view(&engine.gradients().of_held(index), spec).unwrap();
+            assert_close(&spec.name, &real_rows(&got, &expected), &expected);
         }
     }
+}
+
+/// A model of zeros on one rank.
+fn engine<'a>(config: &ModelConfig, comm: &'a Solo, leaves: u64, reproducible: bool) -> Engine<'a> {
+    let segments = configs::segments(config);
+    let parameters = Parameters::zeros(segments, Shard::None, Kind::Float, Device::Cpu, comm).unwrap();
+    let gradients = Gradients::new(&parameters, leaves, reproducible, comm).unwrap();
+    Engine::new(Gpt::new(config), parameters, gradients, Recompute::None)
 }
 
 #[test]
@@ -109,22 +118,23 @@ fn two_micro_batches_add_up_to_the_gradient_of_their_union() {
         attention: vec![Pattern::Dense, Pattern::Banded(4)],
         ..ModelConfig::default()
     };
-    let mut model = Gpt::zeros(&config, Device::Cpu).unwrap();
-    model.init(5);
     let tokens: Vec<i64> = (0..4 * 17).map(|i| (i * i * 7 + 3 * i) % 100).collect();
-    let gradient = |model: &mut Gpt, parts: &[&[i64]], reproducible| {
+    let gradient = |parts: &[&[i64]], reproducible| {
         let (comm, mut timing) = (Solo::new(), Timing::default());
-        let mut sums = Accumulation::new(model, parts.len() as u64, reproducible);
-        let mut step = GradientStep::begin(model, &comm, &mut timing, &mut sums);
+        let mut engine = engine(&config, &comm, parts.len() as u64, reproducible);
+        engine.parameters_mut().init(5);
+        engine.begin(parts.len() as u64, false);
         for part in parts {
-            step.add(&MicroBatch::from_rows(part, 17, Device::Cpu), 1.0 / 64.0).unwrap();
+            let batch = MicroBatch::from_rows(part, 17, Device::Cpu);
+            engine.add(&batch, 1.0 / 64.0, &mut timing).unwrap();
         }
-        step.finish().unwrap();
-        model.segments().iter().map(|segment| segment.grad().copy()).collect::<Vec<Tensor>>()
+        engine.finish(&mut timing).unwrap();
+        let all = 0..engine.parameters().len();
+        all.map(|index| engine.gradients().of_held(index)).collect::<Vec<Tensor>>()
     };
-    let whole = gradient(&mut model, &[&tokens], true);
+    let whole = gradient(&[&tokens], true);
     for reproducible in [false, true] {
-        let halves = gradient(&mut model, &[&tokens[..34], &tokens[34..]], reproducible);
+        let halves = gradient(&[&tokens[..34], &tokens[34..]], reproducible);
         for (i, (whole, halves)) in whole.iter().zip(&halves).enumerate() {
             assert_close(&format!("segment {i}"), halves, whole);
         }
@@ -144,28 +154,34 @@ fn ten_adamw_updates_equal_torch() {
     };
     let tensors = vec![tensor("matrix", vec![13, 7], 0, true), tensor("bias", vec![13], 96, false)];
     let spec = configs::SegmentSpec { name: "toy".into(), tensors, numel: 128 };
-    let segment = FlatSegment::zeros(spec, Device::Cpu).unwrap();
-    let mut moments = Moments::zeros(&segment);
-    let names = ["matrix", "bias"];
-    tch::no_grad(|| {
-        for (i, name) in names.iter().enumerate() {
-            segment.tensor(i).shallow_clone().copy_(&golden.get(&format!("param.{name}")));
-        }
-    });
+    let [param, grad] = [0; 2].map(|_| Tensor::zeros([128], (Kind::Float, Device::Cpu)));
+    let moments = Moments::zeros(128, Device::Cpu).unwrap();
+    for tensor in &spec.tensors {
+        view(&param, tensor).unwrap().copy_(&golden.get(&format!("param.{}", tensor.name)));
+    }
     for step in 0..10 {
-        for (i, name) in names.iter().enumerate() {
-            segment.tensor_grad(i).shallow_clone().copy_(&golden.get(&format!("grads.{name}")).get(step));
+        for tensor in &spec.tensors {
+            let value = golden.get(&format!("grads.{}", tensor.name)).get(step);
+            view(&grad, tensor).unwrap().copy_(&value);
         }
         let update = AdamWStep { lr: optim.lr, t: step as u64 + 1, grad_scale: 1.0 };
-        ops::adamw(&segment, &mut moments, &optim, update).unwrap();
-        for (i, name) in names.iter().enumerate() {
-            let expected = golden.get(&format!("params.{name}")).get(step);
-            assert_close(&format!("{name} after update {}", step + 1), segment.tensor(i), &expected);
-            let spec = &segment.spec().tensors[i];
-            for (moment, flat) in [("exp_avg", &moments.exp_avg), ("exp_avg_sq", &moments.exp_avg_sq)] {
-                let got = flat.narrow(0, spec.offset as i64, spec.numel() as i64).view(spec.shape.as_slice());
-                let expected = golden.get(&format!("{moment}.{name}")).get(step);
-                assert_close(&format!("{moment} of {name} after update {}", step + 1), &got, &expected);
+        // In two slices, as two ranks would: the cut lies within the matrix.
+        for range in [0..50, 50..128] {
+            let part = |flat: &Tensor| flat.narrow(0, range.start as i64, range.len() as i64);
+            let mut moments =
+                Moments { exp_avg: part(&moments.exp_avg), exp_avg_sq: part(&moments.exp_avg_sq) };
+            let (param, grad) = (&part(&param), &part(&grad));
+            let mut slice =
+                AdamWSlice { spec: &spec, range: range.clone(), param, grad, moments: &mut moments };
+            ops::adamw(&mut slice, &optim, update).unwrap();
+        }
+        for tensor in &spec.tensors {
+            let expected = golden.get(&format!("params.{}", tensor.name)).get(step);
+            let what = |kind: &str| format!("{kind} of {} after update {}", tensor.name, step + 1);
+            assert_close(&what("param"), &view(&param, tensor).unwrap(), &expected);
+            for (kind, flat) in [("exp_avg", &moments.exp_avg), ("exp_avg_sq", &moments.exp_avg_sq)] {
+                let expected = golden.get(&format!("{kind}.{}", tensor.name)).get(step);
+                assert_close(&what(kind), &view(flat, tensor).unwrap(), &expected);
             }
         }
     }

@@ -1,12 +1,16 @@
-//! How a step's gradient comes about: forward and backward segment by segment, each segment's flat
-//! gradient leaving for the other ranks as soon as its last backward returns.
-//! Knows the model's segments and the communicator; knows no schedule, no files and no metrics.
+//! How a step's gradient comes about: forward and backward segment by segment, each segment's weights
+//! arriving just before it and its gradient leaving as soon as its backward returns.
+//! Knows what a model computes and where weights and gradients are; knows no schedule, no files and no
+//! metrics.
 
 use crate::error::TrainError;
-use crate::model::Gpt;
+use crate::gradients::{Gradients, OwnSquares};
+use crate::model::{Gpt, POSITIONS, TOKENS, embed_backward};
 use crate::timing::{Phase, Timing};
-use ops::GradientTree;
-use ops::collectives::{Communicator, Operation, Pending, Wire};
+use crate::weights::Parameters;
+use configs::{Recompute, Shard};
+use ops::{Dropout, ExactSum};
+use std::time::Instant;
 use tch::{Device, Tensor};
 
 /// One pass's tokens: `inputs` and `targets`, `[B, T]` i64 each.
@@ -16,140 +20,308 @@ pub struct MicroBatch {
     pub inputs: Tensor,
     /// What it must predict: the inputs, one position on.
     pub targets: Tensor,
+    /// What is dropped, in training.
+    pub dropout: Option<Dropout>,
 }
 
 impl MicroBatch {
-    /// From rows of T + 1 consecutive tokens.
+    /// From rows of T + 1 consecutive tokens, without dropout.
     pub fn from_rows(tokens: &[i64], row_len: usize, device: Device) -> MicroBatch {
         let rows = Tensor::from_slice(tokens).view([-1, row_len as i64]).to_device(device);
         let t = row_len as i64 - 1;
-        MicroBatch { inputs: rows.narrow(1, 0, t).contiguous(), targets: rows.narrow(1, 1, t).contiguous() }
+        let (inputs, targets) = (rows.narrow(1, 0, t).contiguous(), rows.narrow(1, 1, t).contiguous());
+        MicroBatch { inputs, targets, dropout: None }
     }
 }
 
-/// A step's gradient in the making.
-pub struct GradientStep<'a> {
-    model: &'a Gpt,
-    comm: &'a dyn Communicator,
-    timing: &'a mut Timing,
-    sums: &'a mut Accumulation,
-    losses: Vec<f64>,
-    in_flight: Vec<Pending>,
+/// A model with its weights and gradients, and the way to run it.
+pub struct Engine<'a> {
+    model: Gpt,
+    parameters: Parameters<'a>,
+    gradients: Gradients<'a>,
+    recompute: bool,
+    losses: ExactSum,
 }
 
-/// How a rank's micro-batches of a step are added up; lives from step to step.
-#[derive(Debug)]
-pub struct Accumulation {
-    grad_accum_steps: u64,
-    /// `None`: one after the other, in the gradient buffers themselves.
-    tree: Option<GradientTree>,
-}
-
-impl Accumulation {
-    /// For a model and a rank's micro-steps; in a tree if the result may not depend on the ranks.
-    pub fn new(model: &Gpt, grad_accum_steps: u64, reproducible: bool) -> Accumulation {
-        let tree = reproducible.then(|| GradientTree::new(model.segments(), grad_accum_steps));
-        Accumulation { grad_accum_steps, tree }
-    }
-}
-
-/// A step's gradient, complete in the flat buffers of every rank.
-#[derive(Debug, Clone, Copy)]
+/// A step's gradient, complete: each rank holds its slices, or all of it.
+#[derive(Debug, Clone)]
 pub struct Gradient {
     /// The sum of this rank's losses, in nats.
-    pub nats: f64,
-    /// The global L2 norm, before clipping.
-    pub norm: f64,
+    pub nats: ExactSum,
+    /// The sum of the squares of this rank's slices, before clipping.
+    pub squares: ExactSum,
+    /// The same of the parts of the batch before they were added up, if asked for.
+    pub own: Option<OwnSquares>,
 }
 
-impl<'a> GradientStep<'a> {
-    /// A step whose gradient starts at zero.
-    pub fn begin(
-        model: &'a mut Gpt,
-        comm: &'a dyn Communicator,
-        timing: &'a mut Timing,
-        sums: &'a mut Accumulation,
-    ) -> GradientStep<'a> {
-        model.segments_mut().iter_mut().for_each(ops::FlatSegment::zero_grad);
-        GradientStep { model, comm, timing, sums, losses: Vec::new(), in_flight: Vec::new() }
+impl Gradient {
+    /// That of nothing.
+    pub(crate) fn none() -> Gradient {
+        Gradient { nats: ExactSum::default(), squares: ExactSum::default(), own: None }
+    }
+}
+
+/// What forward leaves for backward.
+struct Saved {
+    /// Each block's input and the last one's output, `[B, T, C]`; leaves, at which graphs end.
+    inputs: Vec<Tensor>,
+    /// Each block's output with its graph; none where it is computed again.
+    outputs: Vec<Option<Tensor>>,
+    /// The dropout of the embedding.
+    mask: Option<Tensor>,
+}
+
+impl<'a> Engine<'a> {
+    /// Runs `model` on `parameters`.
+    pub fn new(
+        model: Gpt,
+        parameters: Parameters<'a>,
+        gradients: Gradients<'a>,
+        recompute: Recompute,
+    ) -> Engine<'a> {
+        // What is saved for backward would keep gathered weights alive.
+        let recompute = recompute == Recompute::Full || parameters.shard() == Shard::Parameters;
+        Engine { model, parameters, gradients, recompute, losses: ExactSum::default() }
     }
 
-    /// Adds the gradient of the micro-batch's summed loss times `scale`. In the last micro-step each
-    /// segment's gradient leaves once it is complete.
+    /// The model.
+    pub fn model(&self) -> &Gpt {
+        &self.model
+    }
+
+    /// The weights.
+    pub fn parameters(&self) -> &Parameters<'a> {
+        &self.parameters
+    }
+
+    /// The weights, to be filled, moved and gathered.
+    pub fn parameters_mut(&mut self) -> &mut Parameters<'a> {
+        &mut self.parameters
+    }
+
+    /// The gradients, after [`Engine::finish`].
+    pub fn gradients(&self) -> &Gradients<'a> {
+        &self.gradients
+    }
+
+    /// Begins a step of `micro_steps` micro-batches on this rank.
+    pub fn begin(&mut self, micro_steps: u64, own_squares: bool) {
+        self.losses = ExactSum::default();
+        self.gradients.begin(micro_steps, own_squares);
+    }
+
+    /// Adds the gradient of the micro-batch's summed loss times `scale`. Each segment's gradient leaves
+    /// once it is complete. Collective, as is everything that follows, in the same order on all ranks.
     ///
     /// # Errors
     /// What libtorch or the communicator says.
-    pub fn add(&mut self, batch: &MicroBatch, scale: f64) -> Result<(), TrainError> {
-        let model = self.model;
-        let n_layer = model.config().n_layer;
+    pub fn add(&mut self, batch: &MicroBatch, scale: f64, timing: &mut Timing) -> Result<(), TrainError> {
+        let started = timing.now();
+        let mut saved = self.forward(batch)?;
+        let started = timing.add(Phase::Forward, started);
+        timing.shift(Phase::Forward, Phase::Reduce, self.parameters.take_waited());
+        let grad = self.head(batch, &saved.inputs[self.model.config().n_layer], scale)?;
+        let grad = self.blocks_backward(batch, &mut saved, grad)?;
+        self.embedding_backward(batch, &saved, grad)?;
+        self.gradients.next_leaf();
+        timing.add(Phase::Backward, started);
+        let waited = self.parameters.take_waited() + self.gradients.take_waited();
+        timing.shift(Phase::Backward, Phase::Reduce, waited);
+        Ok(())
+    }
 
-        // Forward. Each segment is differentiated by autograd inside, by this function outside: its
-        // input is a leaf, so that the graph ends at the segment's edge.
-        let started = self.timing.now();
-        let leaf = |x: Tensor| x.detach().set_requires_grad(true);
-        let mut inputs = vec![leaf(tch::no_grad(|| model.embed(&batch.inputs)))];
+    /// Each segment is differentiated by autograd inside, by this engine outside: its input is a leaf, so
+    /// that the graph ends at the segment's edge.
+    fn forward(&mut self, batch: &MicroBatch) -> Result<Saved, TrainError> {
+        let (n_layer, dropout) = (self.model.config().n_layer, batch.dropout.as_ref());
+        let leaf = |x: &Tensor| x.detach().set_requires_grad(true);
+        let (mut x, mask) = tch::no_grad(|| self.embed(batch))?;
+        let mut inputs = vec![leaf(&x)];
         let mut outputs = Vec::with_capacity(n_layer);
         for layer in 0..n_layer {
-            outputs.push(model.block(layer, &inputs[layer]));
-            inputs.push(leaf(outputs[layer].shallow_clone()));
+            let index = self.model.block_segment(layer);
+            self.parameters.get(index)?;
+            self.need_after(index)?;
+            let (weights, input) = (self.parameters.get(index)?, &inputs[layer]);
+            let block = || self.model.block(layer, weights, input, dropout);
+            x = if self.recompute { tch::no_grad(block) } else { block() };
+            inputs.push(leaf(&x));
+            outputs.push((!self.recompute).then(|| x.shallow_clone()));
+            self.parameters.release(index)?;
         }
-        let hidden = model.final_norm(&inputs[n_layer]);
-        let started = self.timing.add(Phase::Forward, started);
+        Ok(Saved { inputs, outputs, mask })
+    }
 
-        // Backward, last segment first.
-        let (loss, hidden_grad) = tch::no_grad(|| {
-            let rows = hidden.view([-1, model.config().n_embd as i64]);
-            model.head().loss_and_grad(&rows, &batch.targets.view([-1]), model.head_grad(), scale)
+    /// Starts to gather what the forward pass needs after segment `index`.
+    fn need_after(&mut self, index: usize) -> Result<(), TrainError> {
+        if index + 1 < self.parameters.len() { self.parameters.need(index + 1) } else { Ok(()) }
+    }
+
+    fn embed(&mut self, batch: &MicroBatch) -> Result<(Tensor, Option<Tensor>), TrainError> {
+        self.parameters.need(TOKENS)?;
+        self.parameters.need(POSITIONS)?;
+        self.need_after(POSITIONS)?;
+        let (wte, wpe) = self.parameters.get_both(TOKENS, POSITIONS)?;
+        let x = self.model.embed(wte, wpe, &batch.inputs);
+        self.parameters.release(POSITIONS)?; // the tokens stay: the head is tied to them
+        match Gpt::embedding_mask(batch.dropout.as_ref(), &x) {
+            Some(mask) => Ok((x * &mask, Some(mask))),
+            None => Ok((x, None)),
+        }
+    }
+
+    /// Final norm, head and loss, forward and backward; returns the gradient of the last block's output.
+    fn head(&mut self, batch: &MicroBatch, x: &Tensor, scale: f64) -> Result<Tensor, TrainError> {
+        let hidden = match self.model.norm_segment() {
+            Some(norm) => self.model.final_norm(self.parameters.get(norm)?, x),
+            None => x.detach(),
+        };
+        let wte_grad = self.token_grad()?;
+        let head = self.model.head(self.parameters.get(TOKENS)?);
+        let (loss, grad) = tch::no_grad(|| {
+            let rows = hidden.reshape([-1, self.model.config().n_embd as i64]);
+            head.loss_and_grad(&rows, &batch.targets.view([-1]), &wte_grad, scale)
         });
-        ops::backward(&hidden, &hidden_grad.view_as(&hidden))?;
-        self.complete(model.norm_segment())?;
-        for layer in (0..n_layer).rev() {
-            let grad = inputs.pop().map(|input| input.grad()).expect("one input per segment");
-            let output = outputs.pop().expect("one output per block");
-            ops::backward(&output, &grad)?;
-            self.complete(model.block_segment(layer))?;
-        }
-        tch::no_grad(|| model.embed_backward(&batch.inputs, &inputs[0].grad()));
-        self.complete(1)?;
-        self.complete(0)?; // tied: complete only now
-        self.losses.push(loss);
-        self.timing.add(Phase::Backward, started);
-        Ok(())
+        self.losses.add(loss);
+        self.parameters.release(TOKENS)?;
+        let grad = grad.view_as(&hidden);
+        let Some(norm) = self.model.norm_segment() else { return Ok(grad) };
+        let last_block = self.model.block_segment(self.model.config().n_layer) - 1;
+        self.parameters.need(last_block)?;
+        self.gradients.backward(norm, self.parameters.get(norm)?, &hidden, &grad)?;
+        self.parameters.release(norm)?;
+        Ok(x.grad())
     }
 
-    /// Runs `body` on the step's clock, under `phase`.
-    pub fn time<T>(&mut self, phase: Phase, body: impl FnOnce() -> T) -> T {
-        let started = self.timing.now();
-        let result = body();
-        self.timing.add(phase, started);
-        result
+    /// Opens the token embedding's gradient, `[V padded, C]` fp32, to which the head adds first and the
+    /// embedding last: it is complete only at the end.
+    fn token_grad(&mut self) -> Result<Tensor, TrainError> {
+        let flat = self.gradients.open(TOKENS)?;
+        Ok(ops::view(&flat, &self.parameters.spec(TOKENS).tensors[0])?)
     }
 
-    /// The micro-batch's gradient of a segment is in its buffer.
-    fn complete(&mut self, index: usize) -> Result<(), TrainError> {
-        let (segment, leaf) = (&self.model.segments()[index], self.losses.len() as u64);
-        if let Some(tree) = &mut self.sums.tree {
-            tree.add_leaf(segment, index, leaf);
+    /// All blocks, the last first; returns the gradient of the first one's input.
+    fn blocks_backward(
+        &mut self,
+        batch: &MicroBatch,
+        saved: &mut Saved,
+        mut grad: Tensor,
+    ) -> Result<Tensor, TrainError> {
+        saved.inputs.truncate(self.model.config().n_layer);
+        while let Some(input) = saved.inputs.pop() {
+            let (layer, index) = (saved.inputs.len(), self.model.block_segment(saved.inputs.len()));
+            self.parameters.get(index)?;
+            if layer > 0 {
+                self.parameters.need(index - 1)?;
+            }
+            let weights = self.parameters.get(index)?;
+            let output = match saved.outputs.pop().flatten() {
+                Some(output) => output,
+                None => self.model.block(layer, weights, &input, batch.dropout.as_ref()),
+            };
+            self.gradients.backward(index, weights, &output, &grad)?;
+            drop(output);
+            self.parameters.release(index)?;
+            grad = input.grad();
         }
-        if leaf + 1 == self.sums.grad_accum_steps {
-            self.in_flight.push(self.comm.start(Operation::AllReduce { wire: Wire::Fp32 }, segment.grad())?);
-        }
-        Ok(())
+        Ok(grad)
     }
 
-    /// Waits until every segment's gradient is the sum over all ranks.
+    fn embedding_backward(
+        &mut self,
+        batch: &MicroBatch,
+        saved: &Saved,
+        grad: Tensor,
+    ) -> Result<(), TrainError> {
+        let wpe_grad = self.gradients.open(POSITIONS)?;
+        let wpe_grad = ops::view(&wpe_grad, &self.parameters.spec(POSITIONS).tensors[0])?;
+        let wte_grad = self.gradients.opened(TOKENS);
+        let wte_grad = ops::view(&wte_grad, &self.parameters.spec(TOKENS).tensors[0])?;
+        tch::no_grad(|| {
+            let grad = saved.mask.as_ref().map_or(grad.shallow_clone(), |mask| &grad * mask);
+            embed_backward(&batch.inputs, &grad, &wte_grad, &wpe_grad);
+        });
+        self.gradients.close(POSITIONS)?;
+        self.gradients.close(TOKENS) // tied: complete only now
+    }
+
+    /// Waits until the gradient is the sum over all micro-batches and ranks.
     ///
     /// # Errors
     /// A failed collective.
-    pub fn finish(self) -> Result<Gradient, TrainError> {
-        let started = self.timing.now();
-        self.in_flight.into_iter().try_for_each(Pending::wait)?;
-        let started = self.timing.add(Phase::Reduce, started);
-        let mut sum = 0.0;
-        for segment in self.model.segments() {
-            sum += ops::sum_squares(segment.grad())?;
+    pub fn finish(&mut self, timing: &mut Timing) -> Result<Gradient, TrainError> {
+        let started = Instant::now();
+        let squares = self.gradients.finish()?;
+        timing.add(Phase::Optimizer, started);
+        timing.shift(Phase::Optimizer, Phase::Reduce, self.gradients.take_waited());
+        let (nats, own) = (std::mem::take(&mut self.losses), self.gradients.take_own_squares());
+        Ok(Gradient { nats, squares, own })
+    }
+
+    /// Hidden states before the head, `[B, T, C]`, without a graph: for evaluation and generation. A rank
+    /// that has no tokens of its own takes part all the same where weights are gathered.
+    ///
+    /// # Errors
+    /// A failed collective.
+    pub fn hidden(&mut self, tokens: Option<&Tensor>) -> Result<Option<Tensor>, TrainError> {
+        let _guard = tch::no_grad_guard();
+        let (wte, wpe) = self.parameters.get_both(TOKENS, POSITIONS)?;
+        let mut x = tokens.map(|tokens| self.model.embed(wte, wpe, tokens));
+        self.parameters.release(POSITIONS)?;
+        for layer in 0..self.model.config().n_layer {
+            let index = self.model.block_segment(layer);
+            self.parameters.get(index)?;
+            self.need_after(index)?;
+            let weights = self.parameters.get(index)?;
+            x = x.map(|x| self.model.block(layer, weights, &x, None));
+            self.parameters.release(index)?;
         }
-        self.timing.add(Phase::Optimizer, started);
-        Ok(Gradient { nats: ops::tree_total(&self.losses), norm: sum.sqrt() })
+        if let Some(norm) = self.model.norm_segment() {
+            let weights = self.parameters.get(norm)?;
+            x = x.map(|x| self.model.final_norm(weights, &x));
+            self.parameters.release(norm)?;
+        }
+        Ok(x)
+    }
+
+    /// The summed loss of a batch in nats, without gradients; of none, zero.
+    ///
+    /// # Errors
+    /// A failed collective.
+    pub fn loss(&mut self, batch: Option<&MicroBatch>) -> Result<f64, TrainError> {
+        let hidden = self.hidden(batch.map(|batch| &batch.inputs))?;
+        let head = self.model.head(self.parameters.get(TOKENS)?);
+        let nats = batch.zip(hidden).map_or(0.0, |(batch, hidden)| {
+            let rows = hidden.reshape([-1, self.model.config().n_embd as i64]);
+            tch::no_grad(|| head.loss(&rows, &batch.targets.reshape([-1])))
+        });
+        self.parameters.release(TOKENS)?;
+        Ok(nats)
+    }
+
+    /// Logits of every position of tokens `[B, T]`: `[B, T, V]` fp32, without gradients.
+    ///
+    /// # Errors
+    /// A failed collective.
+    pub fn logits(&mut self, tokens: &Tensor) -> Result<Tensor, TrainError> {
+        self.logits_of(tokens, |hidden| hidden)
+    }
+
+    /// Logits that follow the last of tokens `[B, T]`: `[B, V]` fp32, without gradients.
+    ///
+    /// # Errors
+    /// A failed collective.
+    pub fn next_logits(&mut self, tokens: &Tensor) -> Result<Tensor, TrainError> {
+        self.logits_of(tokens, |hidden| hidden.select(1, -1))
+    }
+
+    fn logits_of(&mut self, tokens: &Tensor, pick: impl Fn(Tensor) -> Tensor) -> Result<Tensor, TrainError> {
+        let hidden = pick(self.hidden(Some(tokens))?.expect("there are tokens"));
+        let mut size = hidden.size();
+        let head = self.model.head(self.parameters.get(TOKENS)?);
+        let logits = tch::no_grad(|| head.logits(&hidden.reshape([-1, self.model.config().n_embd as i64])));
+        *size.last_mut().expect("hidden states have a last dimension") = head.vocab_size;
+        self.parameters.release(TOKENS)?;
+        Ok(logits.view(size.as_slice()))
     }
 }

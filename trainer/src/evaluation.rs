@@ -1,10 +1,9 @@
 //! Validation: the loss over held-out text, every token once, shared by the ranks.
 
-use crate::engine::MicroBatch;
+use crate::engine::{Engine, MicroBatch};
 use crate::error::TrainError;
 use crate::metrics::EvalReport;
-use crate::model::Gpt;
-use configs::RunConfig;
+use configs::{RunConfig, Shard};
 use dataloader::{DataSet, ValidationSet};
 use ops::collectives::Communicator;
 use std::time::Instant;
@@ -39,7 +38,7 @@ impl Validation {
     /// Data that cannot be read, a failed collective.
     pub(crate) fn run(
         &self,
-        model: &Gpt,
+        engine: &mut Engine<'_>,
         step: u64,
         comm: &dyn Communicator,
     ) -> Result<EvalReport, TrainError> {
@@ -47,12 +46,20 @@ impl Validation {
         // The ranks' sums are gathered, not reduced, and added in the order of the text: the result
         // does not depend on their number.
         let mut sums = Vec::new();
-        for windows in self.set.batches(self.micro_batch, comm.rank(), comm.world_size()) {
-            let batch = self.set.batch(windows)?;
-            let rows = MicroBatch::from_rows(&batch.tokens, batch.row_len, model.device());
-            let hidden = model.hidden(&rows.inputs).reshape([-1, model.config().n_embd as i64]);
-            let nats = tch::no_grad(|| model.head().loss(&hidden, &rows.targets.reshape([-1])));
-            sums.extend(nats.to_le_bytes());
+        let share = self.set.batches(self.micro_batch, comm.rank(), comm.world_size());
+        let passes = if engine.parameters().shard() == Shard::Parameters {
+            most(share.len(), comm)? // those with fewer batches help the others to their weights
+        } else {
+            share.len()
+        };
+        for pass in 0..passes {
+            let Some(windows) = share.get(pass) else {
+                engine.loss(None)?;
+                continue;
+            };
+            let batch = self.set.batch(windows.clone())?;
+            let rows = MicroBatch::from_rows(&batch.tokens, batch.row_len, engine.parameters().device());
+            sums.extend(engine.loss(Some(&rows))?.to_le_bytes());
         }
         let sums = comm.all_gather_bytes(&sums)?.concat();
         let nats: f64 = sums.as_chunks().0.iter().map(|eight| f64::from_le_bytes(*eight)).sum();
@@ -65,4 +72,10 @@ impl Validation {
             seconds: started.elapsed().as_secs_f64(),
         })
     }
+}
+
+/// The largest of the ranks' counts.
+fn most(count: usize, comm: &dyn Communicator) -> Result<usize, TrainError> {
+    let counts = comm.all_gather_bytes(&count.to_le_bytes())?.concat();
+    Ok(counts.as_chunks().0.iter().map(|bytes| usize::from_le_bytes(*bytes)).max().unwrap_or(count))
 }

@@ -1,6 +1,7 @@
 //! Text from the model: one token after another, sampled with counted random numbers.
 
-use crate::model::Gpt;
+use crate::engine::Engine;
+use crate::error::TrainError;
 use configs::Philox;
 use tch::{Kind, Tensor};
 
@@ -19,20 +20,23 @@ pub struct Sampling {
 
 /// Continues `prompt` (at least one token) by `n_tokens` tokens, which are returned. The context is the
 /// last `seq_len` tokens.
-pub fn generate(model: &Gpt, prompt: &[i64], sampling: Sampling) -> Vec<i64> {
+///
+/// # Errors
+/// What the engine says; collective where weights are gathered.
+pub fn generate(engine: &mut Engine<'_>, prompt: &[i64], sampling: Sampling) -> Result<Vec<i64>, TrainError> {
     let random = Philox::new(sampling.seed);
     let mut tokens = prompt.to_vec();
     for drawn in 0..sampling.n_tokens {
-        let start = tokens.len().saturating_sub(model.config().seq_len);
-        let context = Tensor::from_slice(&tokens[start..]).view([1, -1]).to_device(model.device());
-        let last = model.hidden(&context).select(1, -1);
-        let logits = tch::no_grad(|| model.head().logits(&last)).view([-1]) / sampling.temperature;
+        let start = tokens.len().saturating_sub(engine.model().config().seq_len);
+        let context =
+            Tensor::from_slice(&tokens[start..]).view([1, -1]).to_device(engine.parameters().device());
+        let logits = engine.next_logits(&context)?.view([-1]) / sampling.temperature;
         let k = sampling.top_k.min(logits.size()[0]);
         let (values, ids) = logits.topk(k, 0, true, true);
         let probabilities = values.softmax(0, Kind::Double);
         tokens.push(ids.int64_value(&[draw(&probabilities, random.uniform([drawn as u32, 0, 0, 0]))]));
     }
-    tokens.split_off(prompt.len())
+    Ok(tokens.split_off(prompt.len()))
 }
 
 /// The index at which the running sum of probabilities first passes `uniform`.
@@ -44,7 +48,11 @@ fn draw(probabilities: &Tensor, uniform: f64) -> i64 {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use configs::ModelConfig;
+    use crate::gradients::Gradients;
+    use crate::model::Gpt;
+    use crate::weights::Parameters;
+    use configs::{ModelConfig, Recompute, Shard};
+    use ops::collectives::Solo;
     use tch::Device;
 
     #[test]
@@ -57,10 +65,14 @@ mod tests {
             vocab_size: 11,
             ..ModelConfig::default()
         };
-        let mut model = Gpt::zeros(&config, Device::Cpu).unwrap();
-        model.init(3);
+        let (comm, segments) = (Solo::new(), configs::segments(&config));
+        let mut parameters =
+            Parameters::zeros(segments, Shard::None, Kind::Float, Device::Cpu, &comm).unwrap();
+        parameters.init(3);
+        let gradients = Gradients::new(&parameters, 1, true, &comm).unwrap();
+        let mut engine = Engine::new(Gpt::new(&config), parameters, gradients, Recompute::None);
         let sampling = Sampling { temperature: 1.0, top_k: 5, n_tokens: 20, seed: 9 };
-        let write = |sampling| generate(&model, &[1, 2], sampling);
+        let mut write = |sampling| generate(&mut engine, &[1, 2], sampling).unwrap();
         let text = write(sampling);
         assert_eq!(text.len(), 20);
         assert!(text.iter().all(|&token| (0..11).contains(&token)));

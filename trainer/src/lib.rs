@@ -7,10 +7,12 @@ mod train;
 
 mod engine;
 mod evaluation;
+mod gradients;
 mod model;
 mod optimizer;
 mod stop;
 mod timing;
+mod weights;
 
 pub mod checkpoint;
 mod run;
@@ -24,12 +26,14 @@ mod report;
 mod error;
 mod generate;
 
-pub use engine::{Accumulation, Gradient, GradientStep, MicroBatch};
+pub use engine::{Engine, Gradient, MicroBatch};
 pub use error::TrainError;
 pub use generate::{Sampling, generate};
+pub use gradients::{Gradients, OwnSquares};
 pub use log::Log;
 pub use model::Gpt;
 pub use optimizer::Optimizer;
 pub use stop::StopFlag;
 pub use timing::{Phase, PhaseSeconds, Timing};
 pub use train::{Process, train};
+pub use weights::Parameters;

@@ -1,11 +1,13 @@
-//! AdamW over all segments of a model, with its state. Knows the clipping rule; knows no schedule.
+//! AdamW over all that this rank holds of a model, with its state. Knows the clipping rule; knows no
+//! schedule.
 
+use crate::engine::Engine;
 use crate::error::TrainError;
-use crate::model::Gpt;
+use crate::weights::Parameters;
 use configs::OptimConfig;
-use ops::{AdamWStep, Moments};
+use ops::{AdamWSlice, AdamWStep, Moments};
 
-/// The optimizer of a model: one pair of moments per segment.
+/// The optimizer of a model: one pair of moments per segment, for the elements whose master is here.
 #[derive(Debug)]
 pub struct Optimizer {
     config: OptimConfig,
@@ -14,8 +16,13 @@ pub struct Optimizer {
 
 impl Optimizer {
     /// Moments of zero.
-    pub fn new(config: &OptimConfig, model: &Gpt) -> Optimizer {
-        Optimizer { config: config.clone(), moments: model.segments().iter().map(Moments::zeros).collect() }
+    ///
+    /// # Errors
+    /// What libtorch says, such as out of memory.
+    pub fn new(config: &OptimConfig, parameters: &Parameters<'_>) -> Result<Optimizer, TrainError> {
+        let moments = (0..parameters.len())
+            .map(|index| Moments::zeros(parameters.held(index).len(), parameters.device()));
+        Ok(Optimizer { config: config.clone(), moments: moments.collect::<Result<_, _>>()? })
     }
 
     /// The moments, in the order of the model's segments.
@@ -29,16 +36,31 @@ impl Optimizer {
     }
 
     /// The update number `step + 1`, from gradients of global norm `grad_norm`. They are scaled down
-    /// to `grad_clip` when they are longer (Pascanu et al. 2013).
+    /// to `grad_clip` when they are longer (Pascanu et al. 2013). The weights follow. Collective.
     ///
     /// # Errors
-    /// What libtorch says.
-    pub fn update(&mut self, model: &Gpt, step: u64, lr: f64, grad_norm: f64) -> Result<(), TrainError> {
+    /// What libtorch says, a failed collective.
+    pub fn update(
+        &mut self,
+        engine: &mut Engine<'_>,
+        step: u64,
+        lr: f64,
+        grad_norm: f64,
+    ) -> Result<(), TrainError> {
         let clip = self.config.grad_clip;
         let grad_scale = if clip > 0.0 && grad_norm > clip { clip / grad_norm } else { 1.0 };
-        for (segment, moments) in model.segments().iter().zip(&mut self.moments) {
-            ops::adamw(segment, moments, &self.config, AdamWStep { lr, t: step + 1, grad_scale })?;
+        engine.parameters_mut().settle()?;
+        for (index, moments) in self.moments.iter_mut().enumerate() {
+            let parameters = engine.parameters();
+            let mut slice = AdamWSlice {
+                spec: parameters.spec(index),
+                range: parameters.held(index),
+                param: parameters.master(index),
+                grad: &engine.gradients().of_held(index),
+                moments,
+            };
+            ops::adamw(&mut slice, &self.config, AdamWStep { lr, t: step + 1, grad_scale })?;
         }
-        Ok(())
+        engine.parameters_mut().publish()
     }
 }

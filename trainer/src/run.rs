@@ -2,20 +2,19 @@
 //! The loop in `train` uses them; nothing here computes a gradient.
 
 use crate::checkpoint::{CheckpointError, Checkpoints, Loaded, Publisher, StateKind, TrainState};
+use crate::engine::Engine;
 use crate::error::TrainError;
 use crate::evaluation::Validation;
 use crate::generate::{Sampling, generate};
 use crate::metrics::StartReport;
-use crate::model::Gpt;
-use crate::optimizer::Optimizer;
 use crate::report::Reporter;
 use crate::run_folder::RunFolder;
 use crate::saving::{Progress, Saver};
-use crate::train::Process;
-use configs::{BatchPlan, Exit, RunConfig};
+use crate::train::{Learner, Process};
+use configs::{BatchPlan, Exit, RunConfig, Shard};
 use dataloader::{DataSet, Samples, Tokenizer};
 use ops::collectives::Communicator;
-use tch::{Device, Tensor};
+use tch::{Device, Kind, Tensor};
 use tracing::{debug, info, warn};
 
 /// What a run writes of its own at the end.
@@ -29,6 +28,8 @@ pub(crate) struct Run<'a> {
     pub(crate) comm: &'a dyn Communicator,
     /// Where tensors live.
     pub(crate) device: Device,
+    /// The precision that computes.
+    pub(crate) kind: Kind,
     /// How a step falls on the ranks.
     pub(crate) plan: BatchPlan,
     /// The training data in the run's order.
@@ -57,6 +58,7 @@ impl<'a> Run<'a> {
         process: &Process,
     ) -> Result<Run<'a>, TrainError> {
         let device = process.device;
+        let kind = ops::device::dtype(config.parallel.dtype, device);
         let plan = config.batch_plan(comm.world_size())?;
         let data = DataSet::open(&config.data.train)?;
         check_vocabulary(config, &data)?;
@@ -92,6 +94,7 @@ impl<'a> Run<'a> {
             config,
             comm,
             device,
+            kind,
             plan,
             samples,
             saver,
@@ -109,27 +112,21 @@ impl<'a> Run<'a> {
     ///
     /// # Errors
     /// A checkpoint of another run, or none that is good.
-    pub(crate) fn restore(
-        &mut self,
-        model: &mut Gpt,
-        optimizer: &mut Optimizer,
-    ) -> Result<Progress, TrainError> {
+    pub(crate) fn restore(&mut self, learner: &mut Learner<'_>) -> Result<Progress, TrainError> {
         let progress = match self.resume.take() {
             Some(loaded) => {
-                load(&loaded, model, optimizer)?;
+                load(&loaded, learner)?;
                 let state = loaded.state();
                 self.saver.resumed_at(state.step);
                 info!("going on from {} at step {}", loaded.folder().display(), state.step);
                 Progress { step: state.step, samples: state.samples, tokens: state.tokens }
             }
             None => {
-                model.init(self.config.run.seed);
+                learner.engine.parameters_mut().init(self.config.run.seed);
                 Progress::default()
             }
         };
-        for segment in model.segments() {
-            self.comm.broadcast(segment.param(), 0)?;
-        }
+        learner.engine.parameters_mut().share()?;
         self.reporter.start(StartReport {
             step: progress.step,
             generation: self.generation,
@@ -159,26 +156,34 @@ impl<'a> Run<'a> {
     pub(crate) fn finish(
         &mut self,
         progress: &Progress,
-        model: &Gpt,
+        engine: &mut Engine<'_>,
         exit: Exit,
     ) -> Result<Exit, TrainError> {
         // In every rank's own log: all of a run's ranks must have the same.
-        debug!("after step {} the parameters have the digest {}", progress.step, model.digest());
+        debug!(
+            "after step {} the parameters have the digest {}",
+            progress.step,
+            engine.parameters_mut().digest()?
+        );
         if exit == Exit::Stopped {
             info!("stopped after step {}, with a checkpoint; the same command goes on", progress.step);
             return Ok(exit);
         }
-        if self.comm.rank() == 0 {
-            self.write_sample(model)?;
-        }
+        self.write_sample(engine)?;
         self.reporter.finish(progress.step, self.folder.dir())?;
         Ok(exit)
     }
 
-    fn write_sample(&self, model: &Gpt) -> Result<(), TrainError> {
+    fn write_sample(&self, engine: &mut Engine<'_>) -> Result<(), TrainError> {
+        if self.comm.rank() > 0 && self.config.parallel.shard != Shard::Parameters {
+            return Ok(());
+        }
         // A document begins after the end of another.
         let prompt = [i64::from(self.tokenizer.end_of_text())];
-        let tokens = generate(model, &prompt, SAMPLE);
+        let tokens = generate(engine, &prompt, SAMPLE)?;
+        if self.comm.rank() > 0 {
+            return Ok(()); // took part only because the weights are everybody's
+        }
         let tokens: Vec<u32> = tokens.into_iter().map(|token| token as u32).collect();
         let bytes = self.tokenizer.decode(&tokens);
         let path = self.folder.sample_path();
@@ -250,15 +255,16 @@ fn check_vocabulary(config: &RunConfig, data: &DataSet) -> Result<(), TrainError
     Ok(())
 }
 
-fn load(loaded: &Loaded, model: &mut Gpt, optimizer: &mut Optimizer) -> Result<(), CheckpointError> {
-    for (segment, moments) in model.segments_mut().iter_mut().zip(optimizer.moments_mut()) {
-        let spec = segment.spec().clone();
+fn load(loaded: &Loaded, learner: &mut Learner<'_>) -> Result<(), CheckpointError> {
+    let parameters = learner.engine.parameters();
+    for (index, moments) in learner.optimizer.moments_mut().iter_mut().enumerate() {
+        let (spec, held) = (parameters.spec(index), parameters.held(index));
         let read = |kind: StateKind| -> Result<Tensor, CheckpointError> {
-            let mut values = vec![0f32; spec.numel];
-            loaded.fill(&spec.name, kind, &mut values)?;
+            let mut values = vec![0f32; held.len()];
+            loaded.fill_from(&spec.name, kind, held.start, &mut values)?;
             Ok(Tensor::from_slice(&values))
         };
-        segment.set_param(&read(StateKind::Param)?);
+        parameters.master(index).shallow_clone().copy_(&read(StateKind::Param)?);
         moments.exp_avg.copy_(&read(StateKind::ExpAvg)?);
         moments.exp_avg_sq.copy_(&read(StateKind::ExpAvgSq)?);
     }

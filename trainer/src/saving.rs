@@ -2,17 +2,18 @@
 //! The files themselves are `checkpoint`'s; the agreement travels in the step's one small reduction.
 
 use crate::checkpoint::{
-    CheckpointError, CheckpointWriter, Publisher, Slice, Snapshot, StateKind, TrainState, owned_range,
-    step_folder,
+    CheckpointError, CheckpointWriter, Publisher, Slice, Snapshot, StateKind, TrainState, step_folder,
 };
+use crate::engine::Gradient;
 use crate::error::TrainError;
 use crate::metrics::CheckpointReport;
-use crate::model::Gpt;
-use crate::optimizer::Optimizer;
 use crate::report::Reporter;
 use crate::run_folder::RunFolder;
 use crate::stop::StopFlag;
-use configs::BatchPlan;
+use crate::train::Learner;
+use crate::weights::narrow;
+use configs::{BatchPlan, owned_range};
+use ops::ExactSum;
 use ops::collectives::Communicator;
 use std::time::Instant;
 use tch::Tensor;
@@ -41,6 +42,10 @@ impl Progress {
 /// What the ranks know of each other after a step's small reduction. The same on every rank.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Agreed {
+    /// The sum of all losses of the step, in nats.
+    pub(crate) nats: f64,
+    /// The sum of all squares of its gradient.
+    pub(crate) squares: f64,
     /// Some rank was asked to stop.
     pub(crate) stop: bool,
     /// Every rank has ended writing the checkpoint in flight.
@@ -83,18 +88,26 @@ impl<'a> Saver<'a> {
         Saver { comm, folder, publisher, generation, keep_last, template, in_flight: None, published: None }
     }
 
-    /// The step's small reduction: the sum of `nats` over the ranks, and what they agree on.
+    /// The step's small reduction: the sums of what the ranks have of a step, and what they agree on.
     ///
     /// # Errors
     /// A failed collective.
-    pub(crate) fn agree(&mut self, nats: f64, stop: &StopFlag) -> Result<(f64, Agreed), TrainError> {
+    pub(crate) fn agree(&mut self, gradient: Gradient, stop: &StopFlag) -> Result<Agreed, TrainError> {
         let outcome = self.in_flight.as_mut().and_then(|flight| flight.writer.finished());
         let (ended, failed) = (outcome.is_some(), matches!(outcome, Some(Err(_))));
-        let mut values = [nats, flag(stop.is_raised()), flag(ended), flag(failed)];
+        let flags = [stop.is_raised(), ended, failed].map(flag);
+        let sums = [gradient.nats.parts(), gradient.squares.parts()];
+        let mut values = [&flags[..], sums.as_flattened()].concat();
         self.comm.all_reduce_f64(&mut values)?;
-        let [nats, stops, ended, failed] = values;
-        let saved = ended == self.comm.world_size() as f64;
-        Ok((nats, Agreed { stop: stops > 0.0, saved, failed: failed > 0.0 }))
+        let (flags, sums) = values.split_at(flags.len());
+        let (nats, squares) = sums.split_at(ExactSum::PARTS);
+        Ok(Agreed {
+            nats: ExactSum::from_parts(nats).value(),
+            squares: ExactSum::from_parts(squares).value(),
+            stop: flags[0] > 0.0,
+            saved: flags[1] == self.comm.world_size() as f64,
+            failed: flags[2] > 0.0,
+        })
     }
 
     /// Publishes the checkpoint in flight if every rank has written it.
@@ -146,8 +159,7 @@ impl<'a> Saver<'a> {
     pub(crate) fn save(
         &mut self,
         progress: &Progress,
-        model: &Gpt,
-        optimizer: &Optimizer,
+        learner: &mut Learner<'_>,
         reporter: &mut Reporter,
     ) -> Result<(), TrainError> {
         self.complete(reporter)?;
@@ -161,7 +173,8 @@ impl<'a> Saver<'a> {
         self.comm.all_reduce_f64(&mut refused)?; // also the barrier: nobody writes before the folder is there
         if refused == [0.0] {
             let started = Instant::now();
-            let writer = CheckpointWriter::start(&self.folder, self.snapshot(progress, model, optimizer));
+            learner.engine.parameters_mut().settle()?;
+            let writer = CheckpointWriter::start(&self.folder, self.snapshot(progress, learner));
             self.in_flight = Some(InFlight { writer, progress: *progress, started });
         }
         Ok(())
@@ -174,15 +187,14 @@ impl<'a> Saver<'a> {
     pub(crate) fn save_last(
         &mut self,
         progress: &Progress,
-        model: &Gpt,
-        optimizer: &Optimizer,
+        learner: &mut Learner<'_>,
         reporter: &mut Reporter,
     ) -> Result<(), TrainError> {
         self.complete(reporter)?;
         if self.is_published(progress.step)? {
             return Ok(());
         }
-        self.save(progress, model, optimizer, reporter)?;
+        self.save(progress, learner, reporter)?;
         self.complete(reporter)?;
         if self.is_published(progress.step)? {
             return Ok(());
@@ -201,27 +213,29 @@ impl<'a> Saver<'a> {
     fn complete(&mut self, reporter: &mut Reporter) -> Result<(), TrainError> {
         let Some(flight) = &mut self.in_flight else { return Ok(()) };
         flight.writer.block();
-        let (_, agreed) = self.agree(0.0, &StopFlag::default())?;
+        let agreed = self.agree(Gradient::none(), &StopFlag::default())?;
         self.settle(agreed, reporter)
     }
 
     /// A copy of what this rank owns.
-    fn snapshot(&self, progress: &Progress, model: &Gpt, optimizer: &Optimizer) -> Snapshot {
+    fn snapshot(&self, progress: &Progress, learner: &Learner<'_>) -> Snapshot {
         let (rank, world_size) = (self.comm.rank(), self.comm.world_size());
-        let mut slices = Vec::new();
-        for (segment, moments) in model.segments().iter().zip(optimizer.moments()) {
-            let owned = owned_range(segment.spec().numel, rank, world_size);
+        let (parameters, mut slices) = (learner.engine.parameters(), Vec::new());
+        for (index, moments) in learner.optimizer.moments().iter().enumerate() {
+            let (spec, held) = (parameters.spec(index), parameters.held(index));
+            let owned = owned_range(spec.numel, rank, world_size);
             if owned.is_empty() {
                 continue;
             }
+            let within = owned.start - held.start..owned.end - held.start;
             let flats = [
-                (StateKind::Param, segment.param()),
+                (StateKind::Param, parameters.master(index)),
                 (StateKind::ExpAvg, &moments.exp_avg),
                 (StateKind::ExpAvgSq, &moments.exp_avg_sq),
             ];
             for (kind, flat) in flats {
-                let values = copy_out(&flat.narrow(0, owned.start as i64, owned.len() as i64));
-                slices.push(Slice { segment: segment.spec().name.clone(), kind, start: owned.start, values });
+                let values = copy_out(&narrow(flat, &within));
+                slices.push(Slice { segment: spec.name.clone(), kind, start: owned.start, values });
             }
         }
         Snapshot { step: progress.step, generation: self.generation, rank, world_size, slices }

@@ -1,7 +1,7 @@
 //! Where a step's time goes, by phase. A stopwatch and nothing else.
 
 use serde::Serialize;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 /// The phases of a step.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -12,7 +12,7 @@ pub enum Phase {
     Forward,
     /// The loss and backward.
     Backward,
-    /// Waiting for other ranks' gradients.
+    /// Waiting for other ranks: their gradients, and weights that they hold.
     Reduce,
     /// Norm and update.
     Optimizer,
@@ -27,7 +27,7 @@ pub struct PhaseSeconds {
     pub forward: f64,
     /// The loss and backward.
     pub backward: f64,
-    /// Waiting for other ranks' gradients.
+    /// Waiting for other ranks: their gradients, and weights that they hold.
     pub reduce: f64,
     /// Norm and update.
     pub optimizer: f64,
@@ -48,15 +48,24 @@ impl Timing {
     /// Adds what has passed since `started` to a phase, and returns now.
     pub fn add(&mut self, phase: Phase, started: Instant) -> Instant {
         let now = Instant::now();
-        let seconds = match phase {
+        *self.of(phase) += (now - started).as_secs_f64();
+        now
+    }
+
+    /// Moves a part of one phase to another: waits that were within it.
+    pub fn shift(&mut self, from: Phase, to: Phase, part: Duration) {
+        *self.of(from) -= part.as_secs_f64();
+        *self.of(to) += part.as_secs_f64();
+    }
+
+    fn of(&mut self, phase: Phase) -> &mut f64 {
+        match phase {
             Phase::Data => &mut self.seconds.data,
             Phase::Forward => &mut self.seconds.forward,
             Phase::Backward => &mut self.seconds.backward,
             Phase::Reduce => &mut self.seconds.reduce,
             Phase::Optimizer => &mut self.seconds.optimizer,
-        };
-        *seconds += (now - started).as_secs_f64();
-        now
+        }
     }
 
     /// What has been added since the last call.

@@ -31,7 +31,7 @@ pub use error::{CheckpointError, Damage, Damaged};
 pub use manifest::{FileEntry, MANIFEST, Manifest, TrainState, VERSION, rank_file};
 pub use publish::Publisher;
 pub use read::{Checkpoints, Loaded};
-pub use slice::{SLICE_ALIGN, Slice, SliceError, SliceSpec, StateKind, owned_range};
+pub use slice::{Slice, SliceError, SliceSpec, StateKind};
 pub use write::{CheckpointWriter, Snapshot, Written};
 
 use crate::run_folder::RunFolder;

@@ -1,14 +1,11 @@
 //! Pieces of the segments' flat buffers: who owns which, what they are called in a file, and whether
 //! together they make up the whole. Pure arithmetic; knows no files.
 
-use configs::SegmentSpec;
+use configs::{SegmentSpec, owned_range};
 use serde::{Deserialize, Serialize};
 use std::collections::HashMap;
 use std::fmt;
 use std::ops::Range;
-
-/// The edges of the ranks' slices are multiples of this many elements, whatever the number of ranks.
-pub const SLICE_ALIGN: usize = 4096;
 
 /// What a flat buffer holds.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
@@ -104,16 +101,6 @@ impl SliceSpec {
     }
 }
 
-/// What `rank` of `world_size` owns of a flat buffer of `numel` elements: equal slices whose edges are
-/// multiples of [`SLICE_ALIGN`], the last ones shorter or empty.
-pub fn owned_range(numel: usize, rank: usize, world_size: usize) -> Range<usize> {
-    assert!(rank < world_size, "rank {rank} of {world_size}");
-    let slice = numel.div_ceil(world_size).next_multiple_of(SLICE_ALIGN);
-    // A rank beyond the end owns the empty range there; saturating, for the last of very many ranks.
-    let edge = |rank: usize| slice.saturating_mul(rank).min(numel);
-    edge(rank)..edge(rank + 1)
-}
-
 /// Slices that do not make up the segments.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum SliceError {
@@ -195,7 +182,6 @@ fn check_buffer(
 #[cfg(test)]
 mod tests {
     use super::*;
-    use proptest::prelude::*;
 
     fn one_segment(numel: usize) -> Vec<SegmentSpec> {
         vec![SegmentSpec { name: "wte".into(), tensors: Vec::new(), numel }]
@@ -205,25 +191,6 @@ mod tests {
     fn slices(pieces: &[(usize, usize)]) -> Vec<SliceSpec> {
         let of = |kind, &(start, end)| SliceSpec { segment: "wte".into(), kind, start, len: end - start };
         StateKind::ALL.iter().flat_map(|&kind| pieces.iter().map(move |piece| of(kind, piece))).collect()
-    }
-
-    proptest! {
-        #[test]
-        fn ranks_share_a_buffer_without_gap_or_overlap(
-            numel in 0_usize..300_000, world_size in 1_usize..70,
-        ) {
-            let mut end = 0;
-            let mut longest = 0;
-            for rank in 0..world_size {
-                let range = owned_range(numel, rank, world_size);
-                prop_assert_eq!(range.start, end);
-                prop_assert!(range.start.is_multiple_of(SLICE_ALIGN) || range.start == numel);
-                longest = longest.max(range.len());
-                end = range.end;
-            }
-            prop_assert_eq!(end, numel);
-            prop_assert!(longest < numel.div_ceil(world_size) + SLICE_ALIGN);
-        }
     }
 
     #[test]

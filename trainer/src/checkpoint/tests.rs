@@ -141,7 +141,7 @@ proptest! {
         let loaded = run.checkpoints().read(1).unwrap();
         let whole = run.buffer(1, 0, StateKind::ExpAvg);
         for rank in 0..reads {
-            let range = owned_range(numel, rank, reads);
+            let range = configs::owned_range(numel, rank, reads);
             let mut values = vec![0.0; range.len()];
             loaded.fill_from("wte", StateKind::ExpAvg, range.start, &mut values).unwrap();
             prop_assert_eq!(bits(&values), bits(&whole[range]));
