@@ -114,7 +114,8 @@ fn open_library(folder: &Path) -> Result<(), NoCuda> {
     }
 }
 
-fn with_sources(error: &dyn std::error::Error) -> String {
+/// An error with what caused it: the loader says why in the sources.
+pub(crate) fn with_sources(error: &dyn std::error::Error) -> String {
     match error.source() {
         Some(source) => format!("{error}: {}", with_sources(source)),
         None => error.to_string(),
@@ -148,6 +149,15 @@ pub fn properties(index: usize) -> Option<Properties> {
         // SAFETY: as above.
         memory_bytes: unsafe { result::device::total_mem(device) }.ok()?,
     })
+}
+
+/// What tells a device from every other, whatever its index in this process: its UUID. `None` without
+/// CUDA or such a device.
+pub fn uuid(index: usize) -> Option<String> {
+    open().ok()?;
+    let device = result::device::get(i32::try_from(index).ok()?).ok()?;
+    let uuid = result::device::get_uuid(device).ok()?;
+    Some(uuid.bytes.iter().map(|byte| format!("{:02x}", byte.cast_unsigned())).collect())
 }
 
 /// bf16 products per second of GPUs by the start of their name, FLOP/s, dense, with fp32 sums: NVIDIA's

@@ -5,49 +5,32 @@ use crate::{OpsError, cuda_stream};
 use std::time::Instant;
 use tch::{Device, Kind, Tensor};
 
-/// Where a rank is among the ranks of its machine, which share the machine's GPUs.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Local {
-    /// Index among them.
-    pub rank: usize,
-    /// How many there are.
-    pub size: usize,
-    /// Whether several may compute on one GPU: NCCL cannot serve them, sums through host memory can.
-    pub may_share: bool,
-}
-
-/// The device that a configuration asks for: for a rank of its machine, one of the machine's GPUs. To be
-/// called before the first tensor (see [`cuda::open`]).
+/// The device that a configuration asks for: for rank `local_rank` of its machine, one of the machine's
+/// GPUs, in turn. To be called before the first tensor (see [`cuda::open`]). Whether ranks may share one
+/// is decided where they are known, in [`serve`](crate::collectives::serve).
 ///
 /// # Errors
-/// [`OpsError::NoCuda`] when CUDA was asked for by name and there is none, [`OpsError::TooFewDevices`]
-/// when ranks would have to share GPUs and may not.
-pub fn select(wanted: configs::Device, local: Local) -> Result<Device, OpsError> {
-    let device = choose(wanted, local, cuda::open)?;
+/// [`OpsError::NoCuda`] when CUDA was asked for by name and there is none.
+pub fn select(wanted: configs::Device, local_rank: usize) -> Result<Device, OpsError> {
+    let device = choose(wanted, local_rank, cuda::open)?;
     if let Device::Cuda(index) = device {
         cuda_stream::set_device(index)?;
-        let about = cuda::properties(index);
-        tracing::info!(
-            "computing on GPU {index}, {}",
-            about.map_or("which does not say what it is".into(), |about| about.name)
-        );
+        let name = cuda::properties(index).map_or("of unknown make".into(), |about| about.name);
+        tracing::info!("computing on GPU {index}, {name}");
     }
     Ok(device)
 }
 
 fn choose(
     wanted: configs::Device,
-    local: Local,
+    local_rank: usize,
     open: impl Fn() -> Result<usize, NoCuda>,
 ) -> Result<Device, OpsError> {
     if wanted == configs::Device::Cpu {
         return Ok(Device::Cpu);
     }
     match open() {
-        Ok(devices) if local.size > devices && !local.may_share => {
-            Err(OpsError::TooFewDevices { ranks: local.size, devices })
-        }
-        Ok(devices) => Ok(Device::Cuda(local.rank % devices)),
+        Ok(devices) => Ok(Device::Cuda(local_rank % devices)),
         Err(why) if wanted == configs::Device::Cuda => Err(OpsError::NoCuda(why)),
         Err(why) => {
             let why = why.to_string();
@@ -124,11 +107,9 @@ pub fn matrix_peak(device: Device, kind: Kind) -> f64 {
 mod tests {
     use super::*;
 
-    const ALONE: Local = Local { rank: 0, size: 1, may_share: false };
-
     #[test]
     fn cuda_by_name_is_refused_with_the_reason_and_a_way_out() {
-        let error = choose(configs::Device::Cuda, ALONE, || Err(NoCuda::Driver)).unwrap_err().to_string();
+        let error = choose(configs::Device::Cuda, 0, || Err(NoCuda::Driver)).unwrap_err().to_string();
         for part in ["parallel.device = \"cuda\"", "libcuda.so.1", "hint: ", "\"cpu\" or \"auto\""] {
             assert!(error.contains(part), "no {part:?} in {error}");
         }
@@ -136,20 +117,17 @@ mod tests {
 
     #[test]
     fn auto_takes_a_gpu_where_there_is_one_and_the_cpu_where_there_is_none() {
-        assert_eq!(choose(configs::Device::Auto, ALONE, || Ok(1)).unwrap(), Device::Cuda(0));
-        assert_eq!(choose(configs::Device::Auto, ALONE, || Err(NoCuda::Torch)).unwrap(), Device::Cpu);
+        assert_eq!(choose(configs::Device::Auto, 0, || Ok(1)).unwrap(), Device::Cuda(0));
+        assert_eq!(choose(configs::Device::Auto, 0, || Err(NoCuda::Torch)).unwrap(), Device::Cpu);
         let never = || panic!("nobody looks for CUDA");
-        assert_eq!(choose(configs::Device::Cpu, ALONE, never).unwrap(), Device::Cpu);
+        assert_eq!(choose(configs::Device::Cpu, 0, never).unwrap(), Device::Cpu);
     }
 
     #[test]
-    fn each_rank_of_a_machine_has_its_own_gpu_unless_they_may_share() {
-        let local = |rank, size, may_share| Local { rank, size, may_share };
-        let of = |local| choose(configs::Device::Cuda, local, || Ok(2));
-        assert_eq!(of(local(1, 2, false)).unwrap(), Device::Cuda(1));
-        assert_eq!(of(local(2, 3, true)).unwrap(), Device::Cuda(0));
-        let error = of(local(0, 3, false)).unwrap_err().to_string();
-        assert!(error.contains("3 ranks") && error.contains("2 GPUs") && error.contains("hint: "), "{error}");
+    fn ranks_of_a_machine_have_its_gpus_in_turn() {
+        let gpus: Vec<Device> =
+            (0..3).map(|rank| choose(configs::Device::Cuda, rank, || Ok(2)).unwrap()).collect();
+        assert_eq!(gpus, [Device::Cuda(0), Device::Cuda(1), Device::Cuda(0)]);
     }
 
     #[test]

@@ -21,18 +21,6 @@ pub enum OpsError {
     /// CUDA was asked for by name, and there is none.
     #[error("parallel.device = \"cuda\": {0}; or set parallel.device = \"cpu\" or \"auto\"")]
     NoCuda(#[from] NoCuda),
-    /// More ranks than GPUs, and each needs its own.
-    #[error(
-        "{ranks} ranks on this machine, and {devices} GPUs: each rank needs its own\n\
-         hint: start at most {devices} ranks on it; or set parallel.reproducible = true, where ranks sum \
-         through host memory and may share a GPU; or parallel.device = \"cpu\""
-    )]
-    TooFewDevices {
-        /// Ranks on the machine.
-        ranks: usize,
-        /// Its GPUs.
-        devices: usize,
-    },
 }
 
 impl From<tch::TchError> for OpsError {

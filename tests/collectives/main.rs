@@ -10,7 +10,7 @@
 #[allow(dead_code, unreachable_pub)] // as in tests/support/mod.rs: each target uses its own part
 mod process;
 
-use ops::collectives::{self, Communicator, Options};
+use ops::collectives::{self, Communicator, Options, Staged};
 use process::{Command, Finished};
 use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
@@ -38,6 +38,14 @@ fn ranks_without_shared_memory_pass_the_suite_by_messages() {
 fn nodes_of_two_ranks_pass_the_suite() {
     for ranks in [3, 4] {
         mpirun(ranks, "suite", "nodes of two").expect_code(0);
+    }
+}
+
+#[test]
+fn ranks_with_buffers_on_a_device_pass_the_suite_through_host_memory() {
+    // The device is the CPU here, with the copies of one that is not.
+    for ranks in [2, 3, 4] {
+        mpirun(ranks, "suite", "staged").expect_code(0);
     }
 }
 
@@ -124,7 +132,7 @@ fn what_a_rank_does() {
     let Ok(body) = std::env::var(BODY) else { return };
     let small = Options { piece_bytes: Some(64 << 10), ..Options::default() }; // many pieces
     let options = match std::env::var(PATH).unwrap().as_str() {
-        "default" => Options::default(),
+        "default" | "staged" => Options::default(),
         "messages" => Options { shared_memory: false, ..small },
         "nodes of two" => Options { ranks_per_node: Some(2), ..small },
         other => panic!("unknown path {other:?}"),
@@ -136,6 +144,10 @@ fn what_a_rank_does() {
             writeln!(std::io::stderr(), "{error}").unwrap();
             std::process::exit(2);
         }
+    };
+    let comm: Box<dyn Communicator> = match std::env::var(PATH).unwrap().as_str() {
+        "staged" => Box::new(Staged::new(comm, tch::Device::Cpu)),
+        _ => comm,
     };
     collectives::abort_on_panic(&*comm);
     match body.as_str() {

@@ -113,7 +113,11 @@ impl TrainError {
             | TrainError::Vocabulary { .. }
             | TrainError::Fixed { .. }
             | TrainError::NotFinite { .. }
-            | TrainError::Comm(CommError::NoCommonWorld { .. })
+            | TrainError::Comm(
+                CommError::NoCommonWorld { .. }
+                | CommError::Devices { .. }
+                | CommError::SharedGpu { .. },
+            )
             | TrainError::Checkpoint(
                 CheckpointError::NoneGood { .. }
                 // Starting again would overtake the other start in turn.
@@ -121,7 +125,7 @@ impl TrainError {
                 | CheckpointError::Layout { .. }
                 | CheckpointError::Damaged { .. },
             )
-            | TrainError::Ops(OpsError::NoCuda(_) | OpsError::TooFewDevices { .. }) => Exit::UserError,
+            | TrainError::Ops(OpsError::NoCuda(_)) => Exit::UserError,
             TrainError::NotSaved { .. }
             | TrainError::Ops(_)
             | TrainError::Comm(_)

@@ -4,8 +4,7 @@
 
 use clap::{Parser, Subcommand};
 use configs::{Exit, RunConfig};
-use ops::collectives::{Communicator, abort_on_panic};
-use ops::device::Local;
+use ops::collectives::{Communicator, DeviceSums, abort_on_panic, serve};
 use std::path::PathBuf;
 use std::time::Duration;
 use trainer::{Log, Process, StopFlag, TrainError};
@@ -38,14 +37,14 @@ fn main() {
         std::process::exit(Exit::Failed.code());
     });
     let log = Log::start();
-    let comm = ops::collectives::init().unwrap_or_else(|error| {
+    let mut comm = ops::collectives::init().unwrap_or_else(|error| {
         eprintln!("error: {error}");
         std::process::exit(TrainError::from(error).exit().code());
     });
     log.joined(comm.rank());
     abort_on_panic(&*comm);
     let outcome = match &cli.command {
-        Command::Train { config, sets } => train(config, sets, &*comm, stop, log),
+        Command::Train { config, sets } => train(config, sets, &mut comm, stop, log),
     };
     match outcome {
         Ok(exit) => match comm.finalize() {
@@ -68,18 +67,15 @@ fn main() {
 fn train(
     config: &std::path::Path,
     sets: &[String],
-    comm: &dyn Communicator,
+    comm: &mut Box<dyn Communicator>,
     stop: StopFlag,
     log: Log,
 ) -> Result<Exit, TrainError> {
     let config: RunConfig = configs::load(config, sets, &dataloader::vocab_size)?;
     ops::device::configure_process(config.parallel.threads);
-    let place = comm.place();
-    let local = Local {
-        rank: place.local_rank,
-        size: place.local_size,
-        may_share: config.reproducible(false), // sums then go through host memory
-    };
-    let device = ops::device::select(config.parallel.device, local)?;
-    trainer::train(&config, comm, &Process { stop, log, device })
+    let device = ops::device::select(config.parallel.device, comm.local_rank())?;
+    // On a GPU the promise of the same bits is kept by sums in host memory.
+    let sums = if config.reproducible(false) { DeviceSums::Tree } else { DeviceSums::Fast };
+    serve(comm, device, sums)?;
+    trainer::train(&config, &**comm, &Process { stop, log, device })
 }

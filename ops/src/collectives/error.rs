@@ -27,12 +27,14 @@ pub enum CommError {
     #[error("this process has joined MPI before\nhint: call init once and pass the communicator on")]
     Twice,
     /// A tensor that is no flat buffer.
-    #[error("{operation} takes a contiguous one-dimensional {dtypes} buffer on the CPU, got {got}")]
+    #[error("{operation} takes a contiguous one-dimensional {dtypes} buffer on {device:?}, got {got}")]
     Buffer {
         /// The operation.
         operation: &'static str,
         /// What it takes.
         dtypes: &'static str,
+        /// Where it has to be.
+        device: tch::Device,
         /// The tensor's dtype, shape and device.
         got: String,
     },
@@ -83,6 +85,46 @@ pub enum CommError {
         /// MPI's words.
         text: String,
     },
+    /// Some ranks compute on a GPU and others do not.
+    #[error(
+        "rank {rank} on {host} computes on {got}, and rank 0 on {expected}\n\
+         hint: the log of that rank says why; set parallel.device to \"cpu\", or use hosts that are alike"
+    )]
+    Devices {
+        /// The rank that differs.
+        rank: usize,
+        /// Its machine.
+        host: String,
+        /// Where it computes.
+        got: &'static str,
+        /// Where rank 0 does.
+        expected: &'static str,
+    },
+    /// Two ranks on one GPU, which NCCL cannot serve.
+    #[error(
+        "ranks {first} and {second} have the same GPU of {host}, and each needs its own\n\
+         hint: start at most as many ranks on a machine as it has GPUs; or set parallel.reproducible = true, \
+         where ranks sum through host memory and may share one"
+    )]
+    SharedGpu {
+        /// The one.
+        first: usize,
+        /// The other.
+        second: usize,
+        /// Their machine.
+        host: String,
+    },
+    /// NCCL refused.
+    #[error("{call} failed: {text}")]
+    Nccl {
+        /// The function of NCCL.
+        call: &'static str,
+        /// NCCL's words.
+        text: String,
+    },
+    /// CUDA's streams refused.
+    #[error("between ranks: {0}")]
+    Device(#[from] crate::OpsError),
     /// The thread that talks to the other ranks could not be started.
     #[error("cannot start the thread that talks to the other ranks: {0}")]
     Thread(#[from] std::io::Error),

@@ -19,16 +19,7 @@ unsafe impl Send for Flat {}
 impl Flat {
     /// The buffer of a tensor, if `operation` can work on it among `world_size` ranks.
     pub(super) fn new(operation: Operation, buffer: &Tensor, world_size: usize) -> Result<Flat, CommError> {
-        let flat = buffer.defined()
-            && (buffer.kind() == Kind::Float || buffer.kind() == Kind::BFloat16 && !operation.adds())
-            && buffer.device() == Device::Cpu
-            && buffer.dim() == 1
-            && buffer.is_contiguous();
-        if !flat {
-            let dtypes = if operation.adds() { "fp32" } else { "fp32 or bf16" };
-            return Err(CommError::Buffer { operation: operation.name(), dtypes, got: describe(buffer) });
-        }
-        operation.check(buffer.numel(), world_size)?;
+        check(operation, buffer, world_size, Device::Cpu)?;
         let owner = buffer.shallow_clone();
         Ok(Flat { numel: owner.numel(), kind: owner.kind(), owner })
     }
@@ -54,10 +45,30 @@ pub(super) fn width(kind: Kind) -> usize {
     if kind == Kind::BFloat16 { 2 } else { 4 }
 }
 
+/// Whether a tensor is a flat buffer on `device` that `operation` can work on among `world_size` ranks.
+pub(super) fn check(
+    operation: Operation,
+    buffer: &Tensor,
+    world_size: usize,
+    device: Device,
+) -> Result<(), CommError> {
+    let flat = buffer.defined()
+        && (buffer.kind() == Kind::Float || buffer.kind() == Kind::BFloat16 && !operation.adds())
+        && buffer.device() == device
+        && buffer.dim() == 1
+        && buffer.is_contiguous();
+    if !flat {
+        let dtypes = if operation.adds() { "fp32" } else { "fp32 or bf16" };
+        let (operation, got) = (operation.name(), describe(buffer));
+        return Err(CommError::Buffer { operation, dtypes, device, got });
+    }
+    operation.check(buffer.numel(), world_size)
+}
+
 /// A buffer of zeros in memory of its own.
-pub(super) fn plain_buffer(numel: usize, kind: Kind) -> Result<Tensor, CommError> {
+pub(super) fn plain_buffer(numel: usize, kind: Kind, device: Device) -> Result<Tensor, CommError> {
     check_kind(kind)?;
-    Ok(Tensor::f_zeros([numel as i64], (kind, Device::Cpu))?)
+    Ok(Tensor::f_zeros([numel as i64], (kind, device))?)
 }
 
 /// Refuses a dtype that no collective takes.

@@ -13,8 +13,11 @@ mod error;
 mod flat;
 mod machine;
 mod mpi;
+mod nccl;
 mod operation;
+mod serve;
 mod solo;
+mod staged;
 mod start;
 pub mod suite;
 mod traffic;
@@ -23,12 +26,14 @@ mod tree;
 pub use end::abort_on_panic;
 pub use error::CommError;
 pub use operation::{Operation, Wire, shard};
+pub use serve::{DeviceSums, serve};
 pub use solo::Solo;
+pub use staged::Staged;
 pub use traffic::{Moved, Traffic};
 pub use tree::tree_sum;
 
 use std::sync::mpsc::Receiver;
-use tch::{Kind, Tensor};
+use tch::{Device, Kind, Tensor};
 
 /// Joins the ranks this process was started with: MPI's under mpirun or `srun --mpi=pmix`, else one
 /// rank on its own, which never touches MPI.
@@ -92,12 +97,13 @@ pub struct Place {
 
 /// The collectives a data-parallel run needs, and nothing else.
 ///
-/// Every method but `place`, its shorthands, `traffic` and `abort` is collective: all ranks call it, in the same
+/// Every method but `place`, its shorthands, `device`, `traffic` and `abort` is collective: all ranks call it, in the same
 /// order, with the same operation and sizes, one thread at a time. A failed collective leaves the
 /// group unusable; the only correct reaction is `abort`. An MPI error or the death of a peer ends the
 /// rank by itself.
 ///
-/// Buffers are flat: one dimension, contiguous, on the CPU; views of a larger buffer will do. Sums take
+/// Buffers are flat: one dimension, contiguous, on the CPU, or on the device that the group was made to
+/// [`serve`]; views of a larger buffer will do. Sums take
 /// fp32, copies fp32 and bf16. They are changed in place although borrowed shared, as everywhere in tch.
 /// Any tensor will do; those that [`buffer`](Communicator::buffer) gives travel with fewer copies.
 ///
@@ -107,6 +113,17 @@ pub trait Communicator: Send + Sync {
     /// Where this rank is.
     fn place(&self) -> &Place;
 
+    /// Where the buffers are that this group is for. Those in host memory will do on any.
+    fn device(&self) -> Device {
+        Device::Cpu
+    }
+
+    /// Whether sums of buffers are taken in the tree, and what a bf16 wire rounds is what
+    /// [`Wire::Bf16`] says. NCCL has its own order, the same on all ranks, and rounds nothing.
+    fn sums_in_tree(&self) -> bool {
+        true
+    }
+
     /// A flat buffer of zeros, `[numel]`, fp32 or bf16, for collectives to work on: where ranks of a node
     /// can share memory, they reach into each other's directly. That takes the same buffer on all
     /// ranks, or views of it at the same offset; elsewhere it is a tensor like any other. Its memory is
@@ -115,7 +132,7 @@ pub trait Communicator: Send + Sync {
     /// # Errors
     /// [`CommError::Kind`] for another dtype; [`CommError::Mismatch`] if ranks called different things.
     fn buffer(&self, numel: usize, kind: Kind) -> Result<Tensor, CommError> {
-        flat::plain_buffer(numel, kind)
+        flat::plain_buffer(numel, kind, Device::Cpu)
     }
 
     /// What this rank's collectives have sent so far. Not collective; zeros where nothing travels.
@@ -124,7 +141,8 @@ pub trait Communicator: Send + Sync {
     }
 
     /// Starts an operation on a buffer and returns at once; operations complete in the order they
-    /// were started. Until [`Pending::wait`] has returned, nobody may read or write the buffer.
+    /// were started. Until [`Pending::wait`] has returned, nobody may read or write the buffer. On a GPU
+    /// both begin after what libtorch has been given to compute before, without the thread waiting.
     ///
     /// # Errors
     /// [`CommError::Buffer`] and [`CommError::Argument`], before anything is sent.
@@ -238,28 +256,50 @@ fn f64s(bytes: &[u8]) -> Vec<f64> {
 
 /// An operation under way.
 #[must_use = "the buffer may not be touched before `wait` has returned"]
-#[derive(Debug)]
 pub struct Pending {
-    /// `None`: done already.
-    outcome: Option<Receiver<Result<(), CommError>>>,
+    outcome: Outcome,
+}
+
+enum Outcome {
+    Known,
+    Told(Receiver<Result<(), CommError>>),
+    Asked(Box<dyn FnOnce() -> Result<(), CommError> + Send>),
 }
 
 impl Pending {
     fn done() -> Pending {
-        Pending { outcome: None }
+        Pending { outcome: Outcome::Known }
     }
 
+    /// Complete when the outcome is sent.
     fn until(outcome: Receiver<Result<(), CommError>>) -> Pending {
-        Pending { outcome: Some(outcome) }
+        Pending { outcome: Outcome::Told(outcome) }
     }
 
-    /// Returns when the operation is complete on this rank.
+    /// Complete when `ask` has returned.
+    fn when(ask: impl FnOnce() -> Result<(), CommError> + Send + 'static) -> Pending {
+        Pending { outcome: Outcome::Asked(Box::new(ask)) }
+    }
+
+    /// Returns when the operation is complete on this rank; on a GPU, when all that libtorch is given to
+    /// compute from now on will begin after it.
     ///
     /// # Errors
     /// [`CommError::Mismatch`] if ranks called different things; [`CommError::Ended`] if the thread
     /// that talks to the others is gone.
     pub fn wait(self) -> Result<(), CommError> {
-        self.outcome.map_or(Ok(()), |outcome| outcome.recv().unwrap_or(Err(CommError::Ended)))
+        match self.outcome {
+            Outcome::Known => Ok(()),
+            Outcome::Told(outcome) => outcome.recv().unwrap_or(Err(CommError::Ended)),
+            Outcome::Asked(ask) => ask(),
+        }
+    }
+}
+
+impl std::fmt::Debug for Pending {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let state = if matches!(self.outcome, Outcome::Known) { "done" } else { "under way" };
+        write!(f, "Pending({state})")
     }
 }
 

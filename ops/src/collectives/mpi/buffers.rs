@@ -41,7 +41,7 @@ impl Buffers {
             }
             shared => {
                 self.warn(shared.err());
-                plain_buffer(numel, kind)
+                plain_buffer(numel, kind, tch::Device::Cpu)
             }
         }
     }

@@ -147,7 +147,7 @@ impl Worker {
         self.agree(Call::buffer(numel, kind))?;
         match self.grid.shares() {
             Some(node) => self.buffers.make(self.world, node, numel, kind),
-            None => plain_buffer(numel, kind),
+            None => plain_buffer(numel, kind, tch::Device::Cpu),
         }
     }
 

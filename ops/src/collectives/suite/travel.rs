@@ -13,7 +13,7 @@ pub(super) fn a_bf16_wire_rounds_every_contribution(comm: &dyn Communicator) -> 
     let alone = comm.world_size() == 1;
     let expected = |i: usize| if alone { sum(i) + 1.0 } else { sum(i) };
     for numel in SMALLER {
-        let buffer = || filled(numel, |i| multiple(comm.rank(), i) as f32 * 256.0 + 1.0);
+        let buffer = || filled(comm, numel, |i| multiple(comm.rank(), i) as f32 * 256.0 + 1.0);
         let all = buffer();
         comm.start(Operation::AllReduce { wire: Wire::Bf16 }, &all).and_then(|p| p.wait()).map_err(text)?;
         equal(&all, numel, expected)?;
@@ -29,7 +29,7 @@ pub(super) fn a_bf16_wire_rounds_every_contribution(comm: &dyn Communicator) -> 
 
 pub(super) fn a_bf16_wire_loses_no_more_than_its_roundings(comm: &dyn Communicator) -> Outcome {
     let (numel, world_size) = (30_011, comm.world_size());
-    let buffer = filled(numel, |i| awkward(comm.rank(), i));
+    let buffer = filled(comm, numel, |i| awkward(comm, comm.rank(), i));
     comm.start(Operation::AllReduce { wire: Wire::Bf16 }, &buffer).and_then(|p| p.wait()).map_err(text)?;
     let bytes: Vec<u8> = values(&buffer).iter().flat_map(|value| value.to_ne_bytes()).collect();
     let rows = comm.all_gather_bytes(&bytes).map_err(text)?;
@@ -37,9 +37,9 @@ pub(super) fn a_bf16_wire_loses_no_more_than_its_roundings(comm: &dyn Communicat
         return Err(format!("the sum differs from that on rank {rank}"));
     }
     for (i, got) in values(&buffer).into_iter().enumerate() {
-        let exact = tree(0, world_size, &|rank| awkward(rank, i));
+        let exact = tree(0, world_size, &|rank| awkward(comm, rank, i));
         // Three roundings, each of half a unit in the eighth bit, of numbers no larger than this.
-        let largest: f32 = (0..world_size).map(|rank| awkward(rank, i).abs()).sum();
+        let largest: f32 = (0..world_size).map(|rank| awkward(comm, rank, i).abs()).sum();
         if (got - exact).abs() > 3.0 * largest / 256.0 {
             return Err(format!("element {i}: got {got:e}, exact {exact:e}"));
         }
@@ -52,7 +52,7 @@ pub(super) fn a_bf16_wire_loses_no_more_than_its_roundings(comm: &dyn Communicat
 
 pub(super) fn bf16_buffers_are_copied_bit_by_bit(comm: &dyn Communicator) -> Outcome {
     for numel in SMALLER {
-        let of = |rank: usize| filled(numel, |i| awkward(rank, i)).to_kind(Kind::BFloat16);
+        let of = |rank: usize| filled(comm, numel, |i| awkward(comm, rank, i)).to_kind(Kind::BFloat16);
         let even = numel.div_ceil(comm.world_size());
         for shard_numel in [even, even + even / 8 + 1] {
             let buffer = of(comm.rank());
@@ -76,11 +76,11 @@ pub(super) fn bf16_buffers_are_copied_bit_by_bit(comm: &dyn Communicator) -> Out
 
 pub(super) fn buffers_between_ranks_work_as_any_other(comm: &dyn Communicator) -> Outcome {
     let (numel, world_size) = (300_007, comm.world_size());
-    let sum = |i: usize| tree(0, world_size, &|rank| awkward(rank, i));
+    let sum = |i: usize| tree(0, world_size, &|rank| awkward(comm, rank, i));
     let shared = comm.buffer(numel, Kind::Float).map_err(text)?;
     equal(&shared, numel, |_| 0.0)?;
     let mut whole = shared.shallow_clone();
-    let fill = |whole: &mut Tensor| whole.copy_(&filled(numel, |i| awkward(comm.rank(), i)));
+    let fill = |whole: &mut Tensor| whole.copy_(&filled(comm, numel, |i| awkward(comm, comm.rank(), i)));
     fill(&mut whole);
     comm.all_reduce(&shared).map_err(text)?;
     equal(&shared, numel, sum)?;
@@ -89,17 +89,17 @@ pub(super) fn buffers_between_ranks_work_as_any_other(comm: &dyn Communicator) -
     for start in [1000, 1000 + comm.rank()] {
         fill(&mut whole);
         let view = shared.narrow(0, start as i64, 200_001);
-        view.shallow_clone().copy_(&filled(200_001, |i| awkward(comm.rank(), i)));
+        view.shallow_clone().copy_(&filled(comm, 200_001, |i| awkward(comm, comm.rank(), i)));
         comm.all_reduce(&view).map_err(text)?;
         equal(&view, 200_001, sum)?;
-        equal(&shared.narrow(0, 0, start as i64), start, |i| awkward(comm.rank(), i))?;
+        equal(&shared.narrow(0, 0, start as i64), start, |i| awkward(comm, comm.rank(), i))?;
         let rest = numel - start - 200_001;
         let tail = shared.narrow(0, (numel - rest) as i64, rest as i64);
-        equal(&tail, rest, |i| awkward(comm.rank(), numel - rest + i))?;
+        equal(&tail, rest, |i| awkward(comm, comm.rank(), numel - rest + i))?;
     }
 
     // Odd shards of bf16, two buffers in flight, a buffer on some ranks only.
-    let of = |rank: usize| filled(70_001, |i| awkward(rank, i)).to_kind(Kind::BFloat16);
+    let of = |rank: usize| filled(comm, 70_001, |i| awkward(comm, rank, i)).to_kind(Kind::BFloat16);
     let filled = || -> Result<Tensor, String> {
         let mut buffer = comm.buffer(70_001, Kind::BFloat16).map_err(text)?;
         buffer.copy_(&of(comm.rank()));
@@ -129,7 +129,8 @@ pub(super) fn bytes_sent_are_those_of_theory(comm: &dyn Communicator) -> Outcome
     let world_size = comm.world_size();
     let shard_numel = 48_000;
     let numel = shard_numel * world_size;
-    let (fp32, bf16) = (filled(numel, |i| i as f32), filled(numel, |i| i as f32).to_kind(Kind::BFloat16));
+    let (fp32, bf16) =
+        (filled(comm, numel, |i| i as f32), filled(comm, numel, |i| i as f32).to_kind(Kind::BFloat16));
     let operations = [
         (Operation::AllReduce { wire: Wire::Fp32 }, &fp32, 2 * shard_numel * 4),
         (Operation::AllReduce { wire: Wire::Bf16 }, &fp32, 2 * shard_numel * 2),
