@@ -2,6 +2,7 @@
 
 use crate::data::DataArgs;
 use clap::{Args, Parser, Subcommand};
+use configs::Fault;
 
 /// Trains GPT models on MPI ranks that advance in lockstep.
 #[derive(Debug, Parser)]
@@ -50,4 +51,10 @@ pub struct TrainArgs {
     /// Print the mpirun command and start nothing.
     #[arg(long)]
     pub dry_run: bool,
+    /// Make something go wrong, for tests.
+    #[arg(long, value_name = "FAULT", hide = true, requires = "allow_faults")]
+    pub inject: Vec<Fault>,
+    /// Confirm that the run may be spoilt.
+    #[arg(long, hide = true)]
+    pub allow_faults: bool,
 }

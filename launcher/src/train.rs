@@ -63,6 +63,12 @@ fn command(args: &TrainArgs, config: &RunConfig) -> Result<Vec<String>> {
     for set in &args.sets {
         program.extend(["--set".into(), set.clone()]);
     }
+    if !args.inject.is_empty() {
+        program.push("--allow-faults".into());
+    }
+    for fault in &args.inject {
+        program.extend(["--inject".into(), fault.to_string()]);
+    }
     Ok(mpirun::mpirun_command(&Job {
         ranks,
         hosts: &hosts,

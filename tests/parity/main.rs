@@ -77,7 +77,7 @@ fn check_model(file: &str, attention: Vec<Pattern>) {
     let mut timing = Timing::default();
     engine.begin(1, false);
     engine.add(&batch, 1.0 / targets, &mut timing).unwrap();
-    let nats = engine.finish(&mut timing).unwrap().nats.value();
+    let nats = engine.finish(&mut timing).unwrap().nats().value();
     let loss = golden.get("loss").double_value(&[0]);
     assert!((nats / targets / loss - 1.0).abs() < 1e-6, "loss {} is not {loss}", nats / targets);
     for index in 0..engine.parameters().len() {

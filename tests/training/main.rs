@@ -10,6 +10,7 @@
 mod support;
 
 mod damage;
+mod guard;
 mod left;
 mod numbers;
 mod ranks;

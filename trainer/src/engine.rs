@@ -40,14 +40,14 @@ pub struct Engine<'a> {
     parameters: Parameters<'a>,
     gradients: Gradients<'a>,
     recompute: bool,
-    losses: ExactSum,
+    losses: Vec<f64>,
 }
 
 /// A step's gradient, complete: each rank holds its slices, or all of it.
 #[derive(Debug, Clone)]
 pub struct Gradient {
-    /// The sum of this rank's losses, in nats.
-    pub nats: ExactSum,
+    /// The summed loss of each of this rank's micro-batches, in nats.
+    pub losses: Vec<f64>,
     /// The sum of the squares of this rank's slices, before clipping.
     pub squares: ExactSum,
     /// The same of the parts of the batch before they were added up, if asked for.
@@ -57,7 +57,14 @@ pub struct Gradient {
 impl Gradient {
     /// That of nothing.
     pub(crate) fn none() -> Gradient {
-        Gradient { nats: ExactSum::default(), squares: ExactSum::default(), own: None }
+        Gradient { losses: Vec::new(), squares: ExactSum::default(), own: None }
+    }
+
+    /// The sum of this rank's losses, in nats.
+    pub fn nats(&self) -> ExactSum {
+        let mut sum = ExactSum::default();
+        self.losses.iter().for_each(|&loss| sum.add(loss));
+        sum
     }
 }
 
@@ -81,7 +88,7 @@ impl<'a> Engine<'a> {
     ) -> Engine<'a> {
         // What is saved for backward would keep gathered weights alive.
         let recompute = recompute == Recompute::Full || parameters.shard() == Shard::Parameters;
-        Engine { model, parameters, gradients, recompute, losses: ExactSum::default() }
+        Engine { model, parameters, gradients, recompute, losses: Vec::new() }
     }
 
     /// The model.
@@ -106,7 +113,7 @@ impl<'a> Engine<'a> {
 
     /// Begins a step of `micro_steps` micro-batches on this rank.
     pub fn begin(&mut self, micro_steps: u64, own_squares: bool) {
-        self.losses = ExactSum::default();
+        self.losses.clear();
         self.gradients.begin(micro_steps, own_squares);
     }
 
@@ -182,7 +189,7 @@ impl<'a> Engine<'a> {
             let rows = hidden.reshape([-1, self.model.config().n_embd as i64]);
             head.loss_and_grad(&rows, &batch.targets.view([-1]), &wte_grad, scale)
         });
-        self.losses.add(loss);
+        self.losses.push(loss);
         self.parameters.release(TOKENS)?;
         let grad = grad.view_as(&hidden);
         let Some(norm) = self.model.norm_segment() else { return Ok(grad) };
@@ -254,8 +261,8 @@ impl<'a> Engine<'a> {
         let squares = self.gradients.finish()?;
         timing.add(Phase::Optimizer, started);
         timing.shift(Phase::Optimizer, Phase::Reduce, self.gradients.take_waited());
-        let (nats, own) = (std::mem::take(&mut self.losses), self.gradients.take_own_squares());
-        Ok(Gradient { nats, squares, own })
+        let (losses, own) = (std::mem::take(&mut self.losses), self.gradients.take_own_squares());
+        Ok(Gradient { losses, squares, own })
     }
 
     /// Hidden states before the head, `[B, T, C]`, without a graph: for evaluation and generation. A rank

@@ -2,7 +2,7 @@
 
 use crate::checkpoint::CheckpointError;
 use crate::run_folder::FileError;
-use configs::{BatchError, ConfigError, Exit};
+use configs::{BatchError, ConfigError, Exit, Fault};
 use dataloader::DataError;
 use ops::OpsError;
 use ops::collectives::CommError;
@@ -49,8 +49,9 @@ pub enum TrainError {
     /// The loss or the gradient is no number; every rank stops before the update.
     #[error(
         "step {step}: loss {loss}, gradient norm {grad_norm}: not finite, no rank made the update\n\
+         {suspects}\n\
          hint: the samples were {first_sample}..{end_sample}; the same step would fail again, so look at \
-         the learning rate and at these samples"
+         the learning rate and at these samples; the last checkpoint is as it was"
     )]
     NotFinite {
         /// The update that was not made.
@@ -59,10 +60,68 @@ pub enum TrainError {
         loss: f64,
         /// Its gradient norm.
         grad_norm: f64,
+        /// Whose loss it was, and the documents of these micro-batches, some lines.
+        suspects: String,
         /// First sample of the step.
         first_sample: u64,
         /// One past its last sample.
         end_sample: u64,
+    },
+    /// Ranks that must hold the same weights do not.
+    #[error(
+        "step {step}: the ranks hold different weights in segment {segment}\n  {ranks}\n\
+         hint: all compute the same, so memory or a processor is at fault, most likely there; checkpoints \
+         are only made of weights that agree, so the same command goes on from the last one"
+    )]
+    ReplicasDiffer {
+        /// Updates done.
+        step: u64,
+        /// The first segment that differs.
+        segment: String,
+        /// Who differs.
+        ranks: String,
+    },
+    /// A spike, and going back has not helped so far.
+    #[error(
+        "step {step}: loss {loss} where {reference} is usual, after {skipped} batches were left out since the \
+         checkpoint of step {checkpoint}\n\
+         hint: it is not the data, then; look at optim.lr, schedule.warmup_tokens and optim.grad_clip, or at \
+         guard.spike_factor"
+    )]
+    SpikesGoOn {
+        /// The update that was not made.
+        step: u64,
+        /// Its loss.
+        loss: f64,
+        /// The median of the last losses.
+        reference: f64,
+        /// Batches left out.
+        skipped: usize,
+        /// The checkpoint to which the run went back each time.
+        checkpoint: u64,
+    },
+    /// A spike, and no checkpoint to go back to.
+    #[error(
+        "step {step}: loss {loss} where {reference} is usual, and there is no checkpoint to go back to in {}\n\
+         hint: why none could be written stands in the log; make room or mend the folder", folder.display()
+    )]
+    NothingToGoBackTo {
+        /// The update that was not made.
+        step: u64,
+        /// Its loss.
+        loss: f64,
+        /// The median of the last losses.
+        reference: f64,
+        /// Where checkpoints would be.
+        folder: PathBuf,
+    },
+    /// A fault was asked for on a rank that there is not.
+    #[error("--inject {fault}: there are {world_size} ranks, from 0\nhint: name one of them, or start more")]
+    FaultyRank {
+        /// As asked for.
+        fault: Fault,
+        /// Ranks.
+        world_size: usize,
     },
     /// A native operation failed.
     #[error(transparent)]
@@ -104,6 +163,12 @@ impl TrainError {
         move |source| TrainError::Io { path, source }
     }
 
+    /// Whether all ranks end for the same reason and in the same words, so that one may speak for all.
+    pub fn is_everybodys(&self) -> bool {
+        self.exit() == Exit::UserError
+            || matches!(self, TrainError::ReplicasDiffer { .. } | TrainError::NothingToGoBackTo { .. })
+    }
+
     /// The exit code: whether the user must change something, or a retry may help.
     pub fn exit(&self) -> Exit {
         match self {
@@ -113,6 +178,8 @@ impl TrainError {
             | TrainError::Vocabulary { .. }
             | TrainError::Fixed { .. }
             | TrainError::NotFinite { .. }
+            | TrainError::SpikesGoOn { .. }
+            | TrainError::FaultyRank { .. }
             | TrainError::Comm(
                 CommError::NoCommonWorld { .. }
                 | CommError::Devices { .. }
@@ -127,6 +194,8 @@ impl TrainError {
             )
             | TrainError::Ops(OpsError::NoCuda(_)) => Exit::UserError,
             TrainError::NotSaved { .. }
+            | TrainError::ReplicasDiffer { .. }
+            | TrainError::NothingToGoBackTo { .. }
             | TrainError::Ops(_)
             | TrainError::Comm(_)
             | TrainError::Checkpoint(_)

@@ -2,12 +2,12 @@
 //! the outcome into an exit code.
 #![allow(clippy::print_stderr)] // before the logger is there, and for the last word of a failed rank
 
-use clap::{Parser, Subcommand};
-use configs::{Exit, RunConfig};
+use clap::{Args, Parser, Subcommand};
+use configs::{Exit, Fault, RunConfig};
 use ops::collectives::{Communicator, DeviceSums, abort_on_panic, serve};
 use std::path::PathBuf;
 use std::time::Duration;
-use trainer::{Log, Process, StopFlag, TrainError};
+use trainer::{Faults, Log, Process, StopFlag, TrainError};
 
 /// One rank of a Phalanx run. `phalanx` starts it; so do mpirun and srun.
 #[derive(Parser)]
@@ -20,13 +20,22 @@ struct Cli {
 #[derive(Subcommand)]
 enum Command {
     /// Train, or go on with, the run that a configuration describes
-    Train {
-        /// The run's configuration
-        config: PathBuf,
-        /// Set a key over the file: section.key=value
-        #[arg(long = "set", value_name = "KEY=VALUE")]
-        sets: Vec<String>,
-    },
+    Train(TrainArgs),
+}
+
+#[derive(Args)]
+struct TrainArgs {
+    /// The run's configuration
+    config: PathBuf,
+    /// Set a key over the file: section.key=value
+    #[arg(long = "set", value_name = "KEY=VALUE")]
+    sets: Vec<String>,
+    /// Make something go wrong, for tests
+    #[arg(long, value_name = "FAULT", hide = true, requires = "allow_faults")]
+    inject: Vec<Fault>,
+    /// Confirm that the run may be spoilt
+    #[arg(long, hide = true)]
+    allow_faults: bool,
 }
 
 fn main() {
@@ -44,7 +53,7 @@ fn main() {
     log.joined(comm.rank());
     abort_on_panic(&*comm);
     let outcome = match &cli.command {
-        Command::Train { config, sets } => train(config, sets, &mut comm, stop, log),
+        Command::Train(args) => train(args, &mut comm, stop, log),
     };
     match outcome {
         Ok(exit) => match comm.finalize() {
@@ -56,7 +65,7 @@ fn main() {
         },
         Err(error) => {
             // What is wrong for everybody is told once: rank 0 ends the others before they speak.
-            if error.exit() == Exit::UserError && comm.rank() != 0 {
+            if error.is_everybodys() && comm.rank() != 0 {
                 std::thread::sleep(Duration::from_secs(2));
             }
             comm.abort(error.exit().code(), &error.to_string())
@@ -65,17 +74,16 @@ fn main() {
 }
 
 fn train(
-    config: &std::path::Path,
-    sets: &[String],
+    args: &TrainArgs,
     comm: &mut Box<dyn Communicator>,
     stop: StopFlag,
     log: Log,
 ) -> Result<Exit, TrainError> {
-    let config: RunConfig = configs::load(config, sets, &dataloader::vocab_size)?;
+    let config: RunConfig = configs::load(&args.config, &args.sets, &dataloader::vocab_size)?;
     ops::device::configure_process(config.parallel.threads);
     let device = ops::device::select(config.parallel.device, comm.local_rank())?;
     // On a GPU the promise of the same bits is kept by sums in host memory.
     let sums = if config.reproducible(false) { DeviceSums::Tree } else { DeviceSums::Fast };
     serve(comm, device, sums)?;
-    trainer::train(&config, &**comm, &Process { stop, log, device })
+    trainer::train(&config, &**comm, &Process { stop, log, device, faults: Faults::new(&args.inject) })
 }

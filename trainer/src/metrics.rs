@@ -2,6 +2,7 @@
 //! `metrics.jsonl`. Rank 0 writes; on the others everything here does nothing.
 
 use crate::timing::PhaseSeconds;
+use dataloader::Passage;
 use serde::{Serialize, Serializer};
 use std::fs::File;
 use std::io::{self, Read, Write};
@@ -21,6 +22,9 @@ pub(crate) enum Event {
     Eval(EvalReport),
     /// A checkpoint that is complete on disk.
     Checkpoint(CheckpointReport),
+    /// A spike of the loss, after which the run went back. Steps after the checkpoint's that stand above
+    /// it are done again.
+    Rewind(RewindReport),
     /// The end of the run.
     Summary(SummaryReport),
 }
@@ -96,6 +100,66 @@ pub(crate) struct CheckpointReport {
     pub(crate) folder: String,
     /// From the snapshot to the rename.
     pub(crate) seconds: f64,
+}
+
+/// A spike of the loss, and what was done about it.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub(crate) struct RewindReport {
+    /// The update that was not made, from 1.
+    pub(crate) step: u64,
+    /// Its loss.
+    #[serde(serialize_with = "float")]
+    pub(crate) loss: f64,
+    /// The median of the last losses.
+    #[serde(serialize_with = "float")]
+    pub(crate) reference: f64,
+    /// The first sample of the batch, which is left out from now on.
+    pub(crate) first_sample: u64,
+    /// One past its last sample.
+    pub(crate) end_sample: u64,
+    /// What the batch was cut from, the first passages of it.
+    pub(crate) documents: Vec<PassageReport>,
+    /// Passages beyond these.
+    pub(crate) more_documents: u64,
+    /// Updates done at the checkpoint from which the run goes on.
+    pub(crate) checkpoint_step: u64,
+    /// Its folder, relative to the run folder.
+    pub(crate) checkpoint: String,
+}
+
+/// A stretch of a document that a sample has tokens of.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub(crate) struct PassageReport {
+    /// The sample's number in the run's order.
+    pub(crate) sample: u64,
+    /// The source file, as it was named when the data set was prepared.
+    pub(crate) file: String,
+    /// Line or record of it, from 1.
+    pub(crate) record: u64,
+    /// Number of the document in the data set, from 0.
+    pub(crate) document: u64,
+    /// The shard that holds it.
+    pub(crate) shard: String,
+    /// Position of the first token in the document, from 0.
+    pub(crate) first_token: u64,
+    /// One past the last.
+    pub(crate) end_token: u64,
+}
+
+impl PassageReport {
+    /// Of a passage.
+    pub(crate) fn of(passage: &Passage<'_>) -> PassageReport {
+        let Passage { sample, document, tokens } = passage;
+        PassageReport {
+            sample: *sample,
+            file: document.file.to_string(),
+            record: document.record,
+            document: document.number,
+            shard: document.shard.to_string(),
+            first_token: tokens.start,
+            end_token: tokens.end,
+        }
+    }
 }
 
 /// The end of a run.

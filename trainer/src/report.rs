@@ -2,11 +2,12 @@
 
 use crate::error::TrainError;
 use crate::metrics::{
-    CheckpointReport, EvalReport, Event, Metrics, Pace, StartReport, StepReport, SummaryReport, step_line,
+    CheckpointReport, EvalReport, Event, Metrics, Pace, RewindReport, StartReport, StepReport, SummaryReport,
+    step_line,
 };
 use configs::RunConfig;
 use std::path::{Path, PathBuf};
-use tracing::info;
+use tracing::{info, warn};
 
 /// Tells of a run. On ranks other than 0 only their own log file hears of it.
 #[derive(Debug)]
@@ -78,6 +79,22 @@ impl Reporter {
     pub(crate) fn checkpoint(&mut self, report: CheckpointReport) -> Result<(), TrainError> {
         info!("checkpoint {} is complete ({:.1} s)", report.folder, report.seconds);
         self.write(Event::Checkpoint(report))
+    }
+
+    /// A spike, after which the run goes on from a checkpoint; `passages` are a few lines on what the
+    /// batch was cut from.
+    pub(crate) fn rewind(&mut self, report: RewindReport, passages: &str) -> Result<(), TrainError> {
+        warn!(
+            "step {}: loss {:.4} where {:.4} is usual; its samples {}..{} are left out from now on, and \
+             training goes on from {}\n{passages}",
+            report.step,
+            report.loss,
+            report.reference,
+            report.first_sample,
+            report.end_sample,
+            report.checkpoint,
+        );
+        self.write(Event::Rewind(report))
     }
 
     /// The end of the run, after `step` updates.

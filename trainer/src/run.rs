@@ -1,24 +1,33 @@
 //! A run's parts, opened in order and closed in order: data, folder, checkpoints, reports.
 //! The loop in `train` uses them; nothing here computes a gradient.
 
-use crate::checkpoint::{CheckpointError, Checkpoints, Loaded, Publisher, StateKind, TrainState};
+use crate::checkpoint::{
+    CheckpointError, Checkpoints, Loaded, Publisher, Skip, StateKind, TrainState, step_folder,
+};
 use crate::engine::Engine;
 use crate::error::TrainError;
 use crate::evaluation::Validation;
 use crate::generate::{Sampling, generate};
-use crate::metrics::StartReport;
+use crate::guard::{self, MOST_SKIPS, Spike};
+use crate::inject::Faults;
+use crate::metrics::{PassageReport, RewindReport, StartReport};
+use crate::replicas;
 use crate::report::Reporter;
 use crate::run_folder::RunFolder;
 use crate::saving::{Progress, Saver};
 use crate::train::{Learner, Process};
 use configs::{BatchPlan, Exit, RunConfig, Shard};
-use dataloader::{DataSet, Samples, Tokenizer};
+use dataloader::{DataError, DataSet, Samples, Tokenizer};
 use ops::collectives::Communicator;
+use std::ops::Range;
 use tch::{Device, Kind, Tensor};
 use tracing::{debug, info, warn};
 
 /// What a run writes of its own at the end.
 const SAMPLE: Sampling = Sampling { temperature: 0.7, top_k: 50, n_tokens: 400, seed: 1 };
+
+/// Passages of documents that `metrics.jsonl` names of a batch that is left out.
+const MOST_PASSAGES: usize = 64;
 
 /// The open parts of a run.
 pub(crate) struct Run<'a> {
@@ -40,6 +49,8 @@ pub(crate) struct Run<'a> {
     pub(crate) reporter: Reporter,
     /// Matrix rate of all ranks together, FLOP/s.
     pub(crate) peak_flops: f64,
+    /// What is made to go wrong.
+    pub(crate) faults: Faults,
     folder: RunFolder,
     generation: u64,
     resume: Option<Loaded>,
@@ -60,6 +71,7 @@ impl<'a> Run<'a> {
         let device = process.device;
         let kind = ops::device::dtype(config.parallel.dtype, device);
         let plan = config.batch_plan(comm.world_size())?;
+        process.faults.check(comm.world_size())?;
         let data = DataSet::open(&config.data.train)?;
         check_vocabulary(config, &data)?;
         let (tokenizer, digest) = (*data.tokenizer(), data.digest());
@@ -74,6 +86,8 @@ impl<'a> Run<'a> {
             val_digest: validation.map(|validation| hex(&validation.digest())),
             tokenizer: tokenizer.id().to_string(),
             segments: configs::segments(&config.model),
+            skips: Vec::new(),
+            recent_losses: Vec::new(),
         };
 
         let folder = RunFolder::open(&config.run.dir)?;
@@ -100,6 +114,7 @@ impl<'a> Run<'a> {
             saver,
             reporter,
             peak_flops,
+            faults: process.faults.clone(),
             folder,
             generation,
             resume,
@@ -115,18 +130,26 @@ impl<'a> Run<'a> {
     pub(crate) fn restore(&mut self, learner: &mut Learner<'_>) -> Result<Progress, TrainError> {
         let progress = match self.resume.take() {
             Some(loaded) => {
-                load(&loaded, learner)?;
-                let state = loaded.state();
-                self.saver.resumed_at(state.step);
-                info!("going on from {} at step {}", loaded.folder().display(), state.step);
-                Progress { step: state.step, samples: state.samples, tokens: state.tokens }
+                info!("going on from {} at step {}", loaded.folder().display(), loaded.state().step);
+                self.go_on_from(&loaded, learner)?
             }
             None => {
                 learner.engine.parameters_mut().init(self.config.run.seed);
-                Progress::default()
+                learner.engine.parameters_mut().share()?;
+                let progress = Progress::default();
+                if self.config.guard.spike_factor.is_some() {
+                    // A guard that goes back needs somewhere to go back to.
+                    self.saver.save(&progress, learner, &mut self.reporter)?;
+                }
+                progress
             }
         };
-        learner.engine.parameters_mut().share()?;
+        if self.config.guard.replica_check_steps > 0 && !replicas::has_any(self.config.parallel.shard) {
+            info!(
+                "guard.replica_check_steps: nothing to compare, with parallel.shard = \"parameters\" no rank holds \
+                 what another does"
+            );
+        }
         self.reporter.start(StartReport {
             step: progress.step,
             generation: self.generation,
@@ -135,6 +158,80 @@ impl<'a> Run<'a> {
             peak_flops: self.peak_flops,
         })?;
         Ok(progress)
+    }
+
+    /// After a spike: goes back to the newest checkpoint, and leaves the batch that made it out from
+    /// there on. Collective.
+    ///
+    /// # Errors
+    /// `SpikesGoOn`, `NothingToGoBackTo`, and what can go wrong with checkpoints.
+    pub(crate) fn rewind(
+        &mut self,
+        spike: Spike,
+        progress: &Progress,
+        learner: &mut Learner<'_>,
+    ) -> Result<Progress, TrainError> {
+        let (step, Spike { loss, reference }) = (progress.step + 1, spike);
+        self.saver.complete(&mut self.reporter)?;
+        let loaded = newest_good(&self.folder, self.comm)?.ok_or_else(|| {
+            let folder = self.folder.checkpoints_dir();
+            TrainError::NothingToGoBackTo { step, loss, reference, folder }
+        })?;
+        let checkpoint = loaded.state().step;
+        let skipped = progress.skips.iter().filter(|skip| skip.step > checkpoint).count();
+        if skipped >= MOST_SKIPS {
+            return Err(TrainError::SpikesGoOn { step, loss, reference, skipped, checkpoint });
+        }
+
+        let positions = progress.samples..progress.samples + self.plan.samples_per_step();
+        let report = self.rewind_report(spike, step, positions.clone(), checkpoint)?;
+        let passages = guard::passages(&self.samples, positions).join("\n");
+        let mut skips = progress.skips.clone();
+        skips.push(Skip { step, first_sample: report.first_sample, end_sample: report.end_sample });
+        // Written down first: a run that is killed from here on leaves the batch out all the same.
+        self.saver.record_skips(checkpoint, &skips)?;
+        self.reporter.rewind(report, &passages)?;
+        let progress = Progress { skips, ..self.go_on_from(&loaded, learner)? };
+        self.leave_out(&progress.skips);
+        Ok(progress)
+    }
+
+    fn rewind_report(
+        &self,
+        spike: Spike,
+        step: u64,
+        positions: Range<u64>,
+        checkpoint: u64,
+    ) -> Result<RewindReport, TrainError> {
+        let numbers = self.samples.numbers(positions.clone());
+        let mut passages = self.samples.documents(positions);
+        let documents = passages.by_ref().take(MOST_PASSAGES).map(|passage| Ok(PassageReport::of(&passage?)));
+        Ok(RewindReport {
+            step,
+            loss: spike.loss,
+            reference: spike.reference,
+            first_sample: numbers.start,
+            end_sample: numbers.end,
+            documents: documents.collect::<Result<_, DataError>>()?,
+            more_documents: passages.count() as u64,
+            checkpoint_step: checkpoint,
+            checkpoint: format!("checkpoints/{}", step_folder(checkpoint)),
+        })
+    }
+
+    /// Fills weights and optimizer from a checkpoint. Collective: afterwards every rank holds the same.
+    fn go_on_from(&mut self, loaded: &Loaded, learner: &mut Learner<'_>) -> Result<Progress, TrainError> {
+        learner.engine.parameters_mut().settle()?;
+        load(loaded, learner)?;
+        learner.engine.parameters_mut().share()?;
+        let progress = Progress::of(loaded.state());
+        self.saver.resumed_at(progress.step);
+        self.leave_out(&progress.skips);
+        Ok(progress)
+    }
+
+    fn leave_out(&mut self, skips: &[Skip]) {
+        self.samples.leave_out(skips.iter().map(Skip::samples).collect());
     }
 
     /// Ends a start that has nothing left to do.
@@ -147,6 +244,15 @@ impl<'a> Run<'a> {
             self.folder.dir().display(),
         );
         Exit::Done
+    }
+
+    /// Ends a run for a reason that all ranks have in common, and know of, so that they can still do one
+    /// thing together: complete the checkpoint in flight, which is from before. Collective.
+    pub(crate) fn ended_by(&mut self, why: TrainError) -> TrainError {
+        match self.saver.complete(&mut self.reporter) {
+            Ok(()) => why,
+            Err(error) => error,
+        }
     }
 
     /// Lets the model write, and tells of the end.

@@ -2,10 +2,11 @@
 //! The files themselves are `checkpoint`'s; the agreement travels in the step's one small reduction.
 
 use crate::checkpoint::{
-    CheckpointError, CheckpointWriter, Publisher, Slice, Snapshot, StateKind, TrainState, step_folder,
+    CheckpointError, CheckpointWriter, Publisher, Skip, Slice, Snapshot, StateKind, TrainState, step_folder,
 };
 use crate::engine::Gradient;
 use crate::error::TrainError;
+use crate::guard;
 use crate::metrics::CheckpointReport;
 use crate::report::Reporter;
 use crate::run_folder::RunFolder;
@@ -20,19 +21,36 @@ use tch::Tensor;
 use tracing::warn;
 
 /// How far a run has come. With the seed and the data it decides every sample to come.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+#[derive(Debug, Clone, PartialEq, Default)]
 pub(crate) struct Progress {
     /// Updates done.
     pub(crate) step: u64,
-    /// Samples consumed.
+    /// Samples trained on.
     pub(crate) samples: u64,
     /// Tokens trained on.
     pub(crate) tokens: u64,
+    /// Batches that are left out of the order.
+    pub(crate) skips: Vec<Skip>,
+    /// The last losses, by which the next one is judged.
+    pub(crate) recent_losses: Vec<f64>,
 }
 
 impl Progress {
-    /// Counts one step.
-    pub(crate) fn advance(&mut self, plan: &BatchPlan) {
+    /// As a checkpoint has it.
+    pub(crate) fn of(state: &TrainState) -> Progress {
+        let TrainState { step, samples, tokens, skips, recent_losses, .. } = state.clone();
+        Progress { step, samples, tokens, skips, recent_losses }
+    }
+
+    /// The state of a checkpoint, all else taken from `template`.
+    fn into_state(self, template: &TrainState) -> TrainState {
+        let Progress { step, samples, tokens, skips, recent_losses } = self;
+        TrainState { step, samples, tokens, skips, recent_losses, ..template.clone() }
+    }
+
+    /// Counts one step, which had this loss.
+    pub(crate) fn advance(&mut self, plan: &BatchPlan, loss: f64) {
+        guard::remember(&mut self.recent_losses, loss);
         self.step += 1;
         self.samples += plan.samples_per_step();
         self.tokens += plan.global_tokens();
@@ -92,11 +110,11 @@ impl<'a> Saver<'a> {
     ///
     /// # Errors
     /// A failed collective.
-    pub(crate) fn agree(&mut self, gradient: Gradient, stop: &StopFlag) -> Result<Agreed, TrainError> {
+    pub(crate) fn agree(&mut self, gradient: &Gradient, stop: &StopFlag) -> Result<Agreed, TrainError> {
         let outcome = self.in_flight.as_mut().and_then(|flight| flight.writer.finished());
         let (ended, failed) = (outcome.is_some(), matches!(outcome, Some(Err(_))));
         let flags = [stop.is_raised(), ended, failed].map(flag);
-        let sums = [gradient.nats.parts(), gradient.squares.parts()];
+        let sums = [gradient.nats().parts(), gradient.squares.clone().parts()];
         let mut values = [&flags[..], sums.as_flattened()].concat();
         self.comm.all_reduce_f64(&mut values)?;
         let (flags, sums) = values.split_at(flags.len());
@@ -129,8 +147,7 @@ impl<'a> Saver<'a> {
                 warn!("no checkpoint of step {step}: a rank could not write its part");
                 return self.publisher.abandon(step).or_else(|error| go_on_without(step, error));
             }
-            let Progress { step, samples, tokens } = progress;
-            let state = TrainState { step, samples, tokens, ..self.template.clone() };
+            let state = progress.into_state(&self.template);
             match self.publisher.publish(&state, self.comm.world_size()) {
                 Ok(_) => {
                     self.published = Some(step);
@@ -150,6 +167,17 @@ impl<'a> Saver<'a> {
     /// Notes that the checkpoint of this step is on disk already.
     pub(crate) fn resumed_at(&mut self, step: u64) {
         self.published = Some(step);
+    }
+
+    /// Writes down in the checkpoint of a step which batches are left out from it on, on rank 0.
+    ///
+    /// # Errors
+    /// A checkpoint that is damaged, a disk that refuses, another start that has taken over.
+    pub(crate) fn record_skips(&self, step: u64, skips: &[Skip]) -> Result<(), TrainError> {
+        if self.comm.rank() == 0 {
+            self.publisher.record_skips(step, skips)?;
+        }
+        Ok(())
     }
 
     /// Takes a snapshot and starts to write it. Collective; waits for one that is still being written.
@@ -175,7 +203,7 @@ impl<'a> Saver<'a> {
             let started = Instant::now();
             learner.engine.parameters_mut().settle()?;
             let writer = CheckpointWriter::start(&self.folder, self.snapshot(progress, learner));
-            self.in_flight = Some(InFlight { writer, progress: *progress, started });
+            self.in_flight = Some(InFlight { writer, progress: progress.clone(), started });
         }
         Ok(())
     }
@@ -209,11 +237,14 @@ impl<'a> Saver<'a> {
         Ok(known != [0.0])
     }
 
-    /// Waits for the checkpoint in flight, on every rank, and publishes it.
-    fn complete(&mut self, reporter: &mut Reporter) -> Result<(), TrainError> {
+    /// Waits for the checkpoint in flight, on every rank, and publishes it. Collective.
+    ///
+    /// # Errors
+    /// As [`Saver::settle`], and a failed collective.
+    pub(crate) fn complete(&mut self, reporter: &mut Reporter) -> Result<(), TrainError> {
         let Some(flight) = &mut self.in_flight else { return Ok(()) };
         flight.writer.block();
-        let agreed = self.agree(Gradient::none(), &StopFlag::default())?;
+        let agreed = self.agree(&Gradient::none(), &StopFlag::default())?;
         self.settle(agreed, reporter)
     }
 

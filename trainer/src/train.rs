@@ -5,22 +5,25 @@ use crate::engine::{Engine, MicroBatch};
 use crate::error::TrainError;
 use crate::evaluation::Validation;
 use crate::gradients::Gradients;
+use crate::guard::{self, NotFinite, Spike};
+use crate::inject::Faults;
 use crate::log::Log;
 use crate::metrics::StepReport;
 use crate::model::Gpt;
 use crate::optimizer::Optimizer;
+use crate::replicas;
 use crate::run::Run;
 use crate::saving::{Agreed, Progress};
 use crate::stop::StopFlag;
 use crate::timing::{Phase, Timing};
 use crate::weights::Parameters;
-use configs::{BatchPlan, Exit, RunConfig};
+use configs::{Exit, RunConfig};
 use ops::Dropout;
 use ops::collectives::Communicator;
 use std::time::Instant;
 use tracing::debug;
 
-/// What the process brings to a run: its signals, its log and its device.
+/// What the process brings to a run: its signals, its log, its device, and what it was asked to spoil.
 #[derive(Debug)]
 pub struct Process {
     /// Raised by signals.
@@ -29,6 +32,8 @@ pub struct Process {
     pub log: Log,
     /// Where tensors live.
     pub device: tch::Device,
+    /// What is made to go wrong.
+    pub faults: Faults,
 }
 
 /// What a step changes: the weights, with their gradients on the way there, and the optimizer's state.
@@ -74,16 +79,32 @@ pub fn train(config: &RunConfig, comm: &dyn Communicator, process: &Process) -> 
             run.reporter.eval(validation.run(&mut learner.engine, progress.step, comm)?)?;
         }
 
-        let (report, agreed) = train_step(&mut run, &mut learner, &progress, &process.stop)?;
-        progress.advance(&run.plan);
+        let (outcome, agreed) = train_step(&mut run, &mut learner, &progress, &process.stop)?;
+        let report = match outcome {
+            Outcome::Updated(report) => report,
+            Outcome::Spiked(spike) => {
+                progress = run.rewind(spike, &progress, &mut learner)?;
+                continue;
+            }
+        };
+        progress.advance(&run.plan, report.loss);
         run.reporter.step(report)?;
 
         run.saver.settle(agreed, &mut run.reporter)?;
+        let (last, save) = (
+            agreed.stop || progress.step >= config.max_steps(),
+            progress.step.is_multiple_of(config.checkpoint.every_steps),
+        );
+        if guard::compares_replicas(&config.guard, progress.step, save || last)
+            && let Some(difference) = replicas::compare(comm, learner.engine.parameters_mut(), progress.step)?
+        {
+            return Err(run.ended_by(difference));
+        }
         if agreed.stop {
             exit = Exit::Stopped;
             break;
         }
-        if progress.step.is_multiple_of(config.checkpoint.every_steps) {
+        if save {
             run.saver.save(&progress, &mut learner, &mut run.reporter)?;
         }
     }
@@ -100,6 +121,14 @@ fn due(step: u64, every: u64) -> bool {
     step == 0 || step.is_multiple_of(every)
 }
 
+/// What has become of a step.
+enum Outcome {
+    /// The update was made.
+    Updated(StepReport),
+    /// It was not: the loss is too high.
+    Spiked(Spike),
+}
+
 /// One update: the gradient of one global batch, a micro-batch at a time, summed over the ranks, and
 /// what the ranks agree on.
 fn train_step(
@@ -107,40 +136,56 @@ fn train_step(
     learner: &mut Learner<'_>,
     progress: &Progress,
     stop: &StopFlag,
-) -> Result<(StepReport, Agreed), TrainError> {
-    let (config, plan, started) = (run.config, &run.plan, Instant::now());
+) -> Result<(Outcome, Agreed), TrainError> {
+    let (config, comm, plan, started) = (run.config, run.comm, &run.plan, Instant::now());
     let Learner { engine, optimizer } = learner;
     let mut timing = Timing::default();
 
+    let positions = progress.samples..progress.samples + plan.samples_per_step();
+    let first_position = |step: u64| config.batches().samples_before(step - 1);
+    let spoiled =
+        run.faults.of_step(progress.step + 1, comm.rank(), &run.samples, positions.clone(), first_position);
+
     engine.begin(plan.grad_accum_steps, false);
     for micro_step in 0..plan.grad_accum_steps {
-        let samples = plan.samples(progress.samples, run.comm.rank(), micro_step);
+        let positions = plan.samples(progress.samples, comm.rank(), micro_step);
+        let samples = run.samples.numbers(positions.clone());
         debug!("step {} samples {}..{}", progress.step + 1, samples.start, samples.end);
         let waiting = timing.now();
-        let rows = run.samples.batch(samples.clone())?;
+        let rows = run.samples.batch(positions.clone())?;
         let mut batch = MicroBatch::from_rows(&rows.tokens, rows.row_len, run.device);
-        batch.dropout = dropout(config, progress.step, samples.start);
+        batch.dropout = dropout(config, progress.step, positions.start);
         timing.add(Phase::Data, waiting);
         // The sum over all targets of the global batch, divided by their number: so ranks only add.
-        engine.add(&batch, 1.0 / plan.global_tokens() as f64, &mut timing)?;
+        let scale = spoiled.factor(micro_step) / plan.global_tokens() as f64;
+        engine.add(&batch, scale, &mut timing)?;
     }
-    let gradient = engine.finish(&mut timing)?;
+    let mut gradient = engine.finish(&mut timing)?;
+    spoiled.spoil(&mut gradient.losses);
 
     // What follows is decided on reduced values, so that every rank takes the same way.
-    let agreed = run.saver.agree(gradient, stop)?;
+    let agreed = run.saver.agree(&gradient, stop)?;
     let (loss, grad_norm) = (agreed.nats / plan.global_tokens() as f64, agreed.squares.sqrt());
-    require_finite(loss, grad_norm, progress, plan)?;
+    if !(loss.is_finite() && grad_norm.is_finite()) {
+        let found = NotFinite { loss, grad_norm, losses: &gradient.losses };
+        let why = guard::not_finite(comm, &run.samples, plan, progress, found)?;
+        return Err(run.ended_by(why));
+    }
+    if let Some(spike) = guard::spike(config.guard.spike_factor, loss, &progress.recent_losses) {
+        return Ok((Outcome::Spiked(spike), agreed));
+    }
     let lr = config.lr(progress.step);
     let update = timing.now();
     optimizer.update(engine, progress.step, lr, grad_norm)?;
     timing.add(Phase::Optimizer, update);
+    run.faults.flip(progress.step + 1, comm.rank(), engine.parameters_mut())?;
 
     let seconds = started.elapsed().as_secs_f64();
     let flops = config.model.flops_per_sequence() * plan.samples_per_step() as f64;
     let report = StepReport {
         step: progress.step + 1,
         tokens: progress.tokens + plan.global_tokens(),
-        first_sample: progress.samples,
+        first_sample: run.samples.numbers(positions).start,
         loss,
         lr,
         grad_norm,
@@ -149,26 +194,11 @@ fn train_step(
         seconds,
         phases: timing.take(),
     };
-    Ok((report, agreed))
+    Ok((Outcome::Updated(report), agreed))
 }
 
 /// The dropout of a micro-batch whose first sample is `first_sample`, if the run has any.
 fn dropout(config: &RunConfig, step: u64, first_sample: u64) -> Option<Dropout> {
     let p = config.model.dropout;
     (p > 0.0).then_some(Dropout { p, seed: config.run.seed, step, first_sample })
-}
-
-/// Nobody moves on a bad number.
-fn require_finite(
-    loss: f64,
-    grad_norm: f64,
-    progress: &Progress,
-    plan: &BatchPlan,
-) -> Result<(), TrainError> {
-    if loss.is_finite() && grad_norm.is_finite() {
-        return Ok(());
-    }
-    let first_sample = progress.samples;
-    let end_sample = first_sample + plan.samples_per_step();
-    Err(TrainError::NotFinite { step: progress.step + 1, loss, grad_norm, first_sample, end_sample })
 }

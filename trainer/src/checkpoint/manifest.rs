@@ -10,6 +10,7 @@ use super::slice::{SliceSpec, check_cover};
 use configs::SegmentSpec;
 use serde::{Deserialize, Serialize};
 use std::collections::HashSet;
+use std::ops::Range;
 
 /// The name of the file.
 pub const MANIFEST: &str = "manifest.json";
@@ -27,7 +28,7 @@ const HEX_DIGITS: usize = 2 * blake3::OUT_LEN;
 pub struct TrainState {
     /// Optimizer updates done.
     pub step: u64,
-    /// Samples consumed: the next step starts at this one of the run's order.
+    /// Samples trained on: the next step starts at this position of the run's order, skips left out.
     pub samples: u64,
     /// Tokens trained on.
     pub tokens: u64,
@@ -41,6 +42,30 @@ pub struct TrainState {
     pub tokenizer: String,
     /// The model's layout.
     pub segments: Vec<SegmentSpec>,
+    /// The batches that are left out of the run's order, before and after this step.
+    #[serde(default)]
+    pub skips: Vec<Skip>,
+    /// The last losses, by which the next one is judged.
+    #[serde(default)]
+    pub recent_losses: Vec<f64>,
+}
+
+/// A batch that is left out of the run.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Skip {
+    /// The update that was not made of it, from 1.
+    pub step: u64,
+    /// Its first sample.
+    pub first_sample: u64,
+    /// One past its last sample.
+    pub end_sample: u64,
+}
+
+impl Skip {
+    /// The numbers of its samples.
+    pub fn samples(&self) -> Range<u64> {
+        self.first_sample..self.end_sample
+    }
 }
 
 /// One file of a checkpoint.
@@ -95,11 +120,7 @@ impl Manifest {
 
     /// The bytes of the file, digest included.
     pub(crate) fn encode(&self) -> Vec<u8> {
-        let object = serde_json::to_string_pretty(self).expect("strings, numbers and lists are JSON");
-        let fields = object.strip_suffix("\n}").expect("a pretty object ends in a line of its own");
-        let covered = format!("{fields},\n");
-        let digest = blake3::hash(covered.as_bytes()).to_hex();
-        format!("{covered}{DIGEST_KEY}{digest}{AFTER_DIGEST}").into_bytes()
+        signed(&serde_json::to_string_pretty(self).expect("strings, numbers and lists are JSON"))
     }
 
     /// Reads what `encode` wrote, trusting no byte of it.
@@ -134,12 +155,25 @@ impl Manifest {
                 return Err(Damage::ForeignName { got: file.name.clone(), expected });
             }
         }
+        if let Some(Skip { first_sample, end_sample, .. }) =
+            self.state.skips.iter().find(|skip| skip.first_sample > skip.end_sample)
+        {
+            return inconsistent(format!("samples {first_sample}..{end_sample} are said to be skipped"));
+        }
         let mut names = HashSet::new();
         if let Some(twice) = self.state.segments.iter().find(|segment| !names.insert(&segment.name)) {
             return inconsistent(format!("segment {} is listed twice", twice.name));
         }
         Ok(check_cover(&self.state.segments, self.files.iter().flat_map(|file| &file.slices))?)
     }
+}
+
+/// A pretty JSON object with its digest added as the last key.
+fn signed(object: &str) -> Vec<u8> {
+    let fields = object.strip_suffix("\n}").expect("a pretty object ends in a line of its own");
+    let covered = format!("{fields},\n");
+    let digest = blake3::hash(covered.as_bytes()).to_hex();
+    format!("{covered}{DIGEST_KEY}{digest}{AFTER_DIGEST}").into_bytes()
 }
 
 /// The first difference between two layouts that keeps one from being read as the other. How a tensor
@@ -215,6 +249,8 @@ mod tests {
             val_digest: None,
             tokenizer: "bytes".into(),
             segments,
+            skips: vec![Skip { step: 3, first_sample: 64, end_sample: 128 }],
+            recent_losses: vec![0.1 + 0.2],
         };
         let file = FileEntry { name: rank_file(0), size_bytes: 1, blake3: String::new(), slices };
         Manifest::new(state, 3, vec![file])
@@ -234,6 +270,15 @@ mod tests {
         let json: serde_json::Value = serde_json::from_slice(&bytes).unwrap();
         assert_eq!(json["state"]["step"], 20);
         assert_eq!(json["digest"].as_str().unwrap().len(), 64);
+    }
+
+    #[test]
+    fn a_manifest_from_before_there_were_skips_has_none() {
+        let mut json = serde_json::to_value(manifest()).unwrap();
+        let state = json["state"].as_object_mut().unwrap();
+        assert!(state.remove("skips").is_some() && state.remove("recent_losses").is_some());
+        let read = Manifest::decode(&signed(&serde_json::to_string_pretty(&json).unwrap())).unwrap();
+        assert_eq!((read.state.skips, read.state.recent_losses), (Vec::new(), Vec::new()));
     }
 
     #[test]
@@ -286,6 +331,9 @@ mod tests {
 
     #[test]
     fn a_manifest_that_contradicts_itself_is_refused() {
+        let backwards = Skip { step: 3, first_sample: 9, end_sample: 8 };
+        let damage = forged(|manifest| manifest.state.skips.push(backwards)).unwrap_err();
+        assert!(matches!(damage, Damage::Inconsistent { .. }), "{damage}");
         let damage = forged(|manifest| manifest.world_size = usize::MAX).unwrap_err();
         assert!(matches!(damage, Damage::Inconsistent { .. }), "{damage}");
         let damage = forged(|manifest| {

@@ -28,7 +28,7 @@ mod write;
 mod tests;
 
 pub use error::{CheckpointError, Damage, Damaged};
-pub use manifest::{FileEntry, MANIFEST, Manifest, TrainState, VERSION, rank_file};
+pub use manifest::{FileEntry, MANIFEST, Manifest, Skip, TrainState, VERSION, rank_file};
 pub use publish::Publisher;
 pub use read::{Checkpoints, Loaded};
 pub use slice::{Slice, SliceError, SliceSpec, StateKind};

@@ -1,8 +1,8 @@
 //! What rank 0 does for all: makes room for a checkpoint, publishes it when every rank has written its
 //! part, and removes what is no longer needed. Talks to nobody; the loop tells it when.
 
-use super::error::CheckpointError;
-use super::manifest::{FileEntry, MANIFEST, Manifest, TrainState, rank_file};
+use super::error::{CheckpointError, Damage, Damaged};
+use super::manifest::{FileEntry, MANIFEST, Manifest, Skip, TrainState, rank_file};
 use super::slice::{StateKind, check_cover};
 use super::write::{RankReport, report_file};
 use super::{SET_ASIDE, UNFINISHED, published_step, require_newest, step_folder};
@@ -100,6 +100,22 @@ impl Publisher {
         sync_folder(&parent)?;
         old.map_or(Ok(()), |old| remove_folder(&old))?;
         Ok(published)
+    }
+
+    /// Writes down in a published checkpoint which batches are left out from it on; all else in it stays.
+    /// The manifest is replaced as a whole, so that at any moment one of the two is there.
+    ///
+    /// # Errors
+    /// `StaleGeneration`, a manifest that is damaged, or what the file system refused.
+    pub fn record_skips(&self, step: u64, skips: &[Skip]) -> Result<(), CheckpointError> {
+        require_newest(&self.run, self.generation)?;
+        let folder = self.run.checkpoints_dir().join(step_folder(step));
+        let damaged = |damage: Damage| CheckpointError::Damaged(Damaged { folder: folder.clone(), damage });
+        let path = folder.join(MANIFEST);
+        let bytes = fs::read(&path).map_err(FileError::of("read", &path))?;
+        let mut manifest = Manifest::decode(&bytes).map_err(damaged)?;
+        manifest.state.skips = skips.to_vec();
+        Ok(write_atomically(&path, &manifest.encode())?)
     }
 
     /// Removes the unfinished folder of a step that some rank could not write. All ranks have finished.

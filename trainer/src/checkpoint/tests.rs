@@ -47,6 +47,8 @@ impl Run {
             val_digest: Some("cd".repeat(32)),
             tokenizer: "bytes".into(),
             segments: self.segments.clone(),
+            skips: Vec::new(),
+            recent_losses: Vec::new(),
         }
     }
 
@@ -364,6 +366,24 @@ fn a_start_that_was_overtaken_cannot_write_publish_or_remove() {
 
     run.save(&new, 2000, 2);
     run.assert_holds(&run.newest(), 2000);
+}
+
+#[test]
+fn what_is_left_out_is_written_into_a_published_checkpoint_and_nothing_else_changes() {
+    let run = Run::new();
+    let start = run.start();
+    run.save(&start, 10, 2);
+    let before = run.newest().manifest().clone();
+    let skips = [Skip { step: 13, first_sample: 768, end_sample: 832 }];
+    start.1.record_skips(10, &skips).unwrap();
+    let after = run.newest(); // proved, files and all
+    assert_eq!(after.state().skips, skips);
+    let without = TrainState { skips: Vec::new(), ..after.state().clone() };
+    assert_eq!((without, &after.manifest().files), (before.state, &before.files));
+
+    run.start();
+    let overtaken = start.1.record_skips(10, &[]).unwrap_err();
+    assert!(matches!(overtaken, CheckpointError::StaleGeneration { .. }), "{overtaken}");
 }
 
 #[test]
