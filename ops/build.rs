@@ -19,6 +19,7 @@ fn main() {
         .std("c++17")
         .file("csrc/shim.cpp")
         .file("csrc/optimizer.cpp")
+        .file("csrc/device_optimizer.cpp")
         .file("csrc/stream.cpp")
         .include(libtorch.join("include"))
         .include(libtorch.join("include/torch/csrc/api/include"))

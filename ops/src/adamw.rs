@@ -1,6 +1,7 @@
 //! The AdamW update and the sum of squares of a gradient, on slices of flat buffers. Knows no schedule
 //! and no ranks.
 
+use crate::device_adamw::{self, Buffers, Update};
 use crate::flat::{slice, slice_mut};
 use crate::shim::{self, AdamWPass};
 use crate::{ExactSum, OpsError};
@@ -59,10 +60,11 @@ pub struct AdamWSlice<'a> {
 }
 
 /// Updates a slice of a segment from its gradient: AdamW with decoupled decay of matrices (Loshchilov &
-/// Hutter 2019), the arithmetic of `torch.optim.AdamW`. Elements do not depend on how slices are cut.
+/// Hutter 2019), the arithmetic of `torch.optim.AdamW`. Elements do not depend on how slices are cut. On a
+/// GPU the gradient is left multiplied by `grad_scale`.
 ///
 /// # Errors
-/// Buffers that are not on the CPU.
+/// Buffers that are not flat or not fp32, what libtorch says.
 pub fn adamw(slice_of: &mut AdamWSlice<'_>, optim: &OptimConfig, step: AdamWStep) -> Result<(), OpsError> {
     let [beta1, beta2] = optim.betas;
     let (t, range) = (step.t as f64, slice_of.range.clone());
@@ -73,6 +75,17 @@ pub fn adamw(slice_of: &mut AdamWSlice<'_>, optim: &OptimConfig, step: AdamWStep
             continue;
         }
         let decay = if tensor.decay { optim.weight_decay } else { 0.0 };
+        let part = |flat: &Tensor| flat.narrow(0, (start - range.start) as i64, (end - start) as i64);
+        let (mut param, grad) = (part(slice_of.param), part(slice_of.grad));
+        let (mut exp_avg, mut exp_avg_sq) =
+            (part(&slice_of.moments.exp_avg), part(&slice_of.moments.exp_avg_sq));
+        if param.device().is_cuda() {
+            let AdamWStep { lr, t, grad_scale } = step;
+            let update = Update { t, lr, betas: optim.betas, decay, eps: optim.eps, grad_scale };
+            let buffers = Buffers { param: &param, grad: &grad, exp_avg: &exp_avg, exp_avg_sq: &exp_avg_sq };
+            device_adamw::adamw(buffers, update)?;
+            continue;
+        }
         let pass = AdamWPass {
             grad_scale: step.grad_scale as f32,
             keep: (1.0 - step.lr * decay) as f32,
@@ -81,10 +94,6 @@ pub fn adamw(slice_of: &mut AdamWSlice<'_>, optim: &OptimConfig, step: AdamWStep
             root_scale: (1.0 / (1.0 - beta2.powf(t)).sqrt()) as f32,
             eps: optim.eps as f32,
         };
-        let part = |flat: &Tensor| flat.narrow(0, (start - range.start) as i64, (end - start) as i64);
-        let (mut param, grad) = (part(slice_of.param), part(slice_of.grad));
-        let (mut exp_avg, mut exp_avg_sq) =
-            (part(&slice_of.moments.exp_avg), part(&slice_of.moments.exp_avg_sq));
         shim::adamw(
             slice_mut("adamw", &mut param)?,
             slice("adamw", &grad)?,
@@ -100,8 +109,13 @@ pub fn adamw(slice_of: &mut AdamWSlice<'_>, optim: &OptimConfig, step: AdamWStep
 /// segment: chunk by chunk in f64, and the chunks exactly.
 ///
 /// # Errors
-/// A buffer that is not on the CPU.
+/// A buffer that is not flat or not fp32, what libtorch says.
 pub fn add_squares(sum: &mut ExactSum, flat: &Tensor) -> Result<(), OpsError> {
-    shim::sum_squares(slice("add_squares", flat)?, NORM_CHUNK).into_iter().for_each(|chunk| sum.add(chunk));
+    let chunks = if flat.device().is_cuda() {
+        device_adamw::chunk_squares(flat, NORM_CHUNK)?
+    } else {
+        shim::sum_squares(slice("add_squares", flat)?, NORM_CHUNK)
+    };
+    chunks.into_iter().for_each(|chunk| sum.add(chunk));
     Ok(())
 }

@@ -9,6 +9,7 @@ pub mod collectives;
 pub mod cuda;
 mod cuda_stream;
 pub mod device;
+mod device_adamw;
 mod dropout;
 mod error;
 mod exact_sum;

@@ -9,6 +9,9 @@ const CHUNK_ELEMENTS: i64 = 1 << 22;
 /// The same for bf16, where each chunk's weight gradient is a pass of its own over that of all.
 const CHUNK_ELEMENTS_BF16: i64 = 1 << 25;
 
+/// The same on a GPU (1 GiB of fp32), which products of few rows leave idle.
+const CHUNK_ELEMENTS_GPU: i64 = 1 << 28;
+
 /// The head: hidden states against the rows of the token embedding.
 #[derive(Debug)]
 pub struct Head<'a> {
@@ -25,6 +28,7 @@ impl Head<'_> {
 
     fn chunk(&self) -> i64 {
         let elements = match self.weight.kind() {
+            _ if self.weight.device().is_cuda() => CHUNK_ELEMENTS_GPU,
             Kind::BFloat16 => CHUNK_ELEMENTS_BF16,
             _ => CHUNK_ELEMENTS,
         };
@@ -38,13 +42,13 @@ impl Head<'_> {
 
     /// The sum of cross-entropies in nats of hidden states `[N, C]` against targets `[N]` i64.
     pub fn loss(&self, hidden: &Tensor, targets: &Tensor) -> f64 {
-        let mut sum = 0.0;
+        let mut sum = Tensor::zeros([], (Kind::Double, hidden.device()));
         for (hidden, targets) in hidden.split(self.chunk(), 0).iter().zip(targets.split(self.chunk(), 0)) {
             let logits = self.logits(hidden);
             let picked = logits.gather(1, &targets.unsqueeze(1), false).squeeze_dim(1);
-            sum += (logits.logsumexp([1], false) - picked).sum(Kind::Double).double_value(&[]);
+            sum += (logits.logsumexp([1], false) - picked).sum(Kind::Double);
         }
-        sum
+        sum.double_value(&[])
     }
 
     /// As [`Head::loss`], and the gradients of that sum times `scale`: that of the hidden states
@@ -59,12 +63,12 @@ impl Head<'_> {
         let weight = self.rows();
         let mut weight_grad = weight_grad.narrow(0, 0, self.vocab_size);
         let hidden_grad = hidden.empty_like();
-        let (mut sum, mut start) = (0.0, 0);
+        let (mut sum, mut start) = (Tensor::zeros([], (Kind::Double, hidden.device())), 0);
         for (hidden, targets) in hidden.split(self.chunk(), 0).iter().zip(targets.split(self.chunk(), 0)) {
             let logits = self.logits(hidden);
             let targets = targets.unsqueeze(1);
             let lse = logits.logsumexp([1], true);
-            sum += (&lse - logits.gather(1, &targets, false)).sum(Kind::Double).double_value(&[]);
+            sum += (&lse - logits.gather(1, &targets, false)).sum(Kind::Double);
             // d loss / d logits = softmax - onehot, written over the logits.
             let mut logits_grad = logits;
             let _ = logits_grad.subtract_(&lse).exp_();
@@ -80,7 +84,7 @@ impl Head<'_> {
             }
             start += rows;
         }
-        (sum, hidden_grad)
+        (sum.double_value(&[]), hidden_grad)
     }
 }
 

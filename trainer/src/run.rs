@@ -101,7 +101,7 @@ impl<'a> Run<'a> {
         let generation = claim(&folder, config, comm)?;
         let saver = Saver::new(comm, &folder, generation, config.checkpoint.keep_last, template);
         let reporter = Reporter::open(&folder.metrics_path(), config, comm.rank())?;
-        let mut peak = [ops::device::peak_flops(device, tch::Kind::Float)];
+        let mut peak = [ops::device::peak_flops(device, kind)];
         comm.all_reduce_f64(&mut peak)?;
         let [peak_flops] = peak;
         Ok(Run {
