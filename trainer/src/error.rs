@@ -123,6 +123,9 @@ pub enum TrainError {
         /// Ranks.
         world_size: usize,
     },
+    /// A GPU was to be checked.
+    #[error("no GPU to check: {0}")]
+    NoGpu(ops::cuda::NoCuda),
     /// A native operation failed.
     #[error(transparent)]
     Ops(#[from] OpsError),
@@ -192,6 +195,7 @@ impl TrainError {
                 | CheckpointError::Layout { .. }
                 | CheckpointError::Damaged { .. },
             )
+            | TrainError::NoGpu(_)
             | TrainError::Ops(OpsError::NoCuda(_)) => Exit::UserError,
             TrainError::NotSaved { .. }
             | TrainError::ReplicasDiffer { .. }

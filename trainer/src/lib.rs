@@ -28,10 +28,12 @@ mod report;
 
 mod error;
 mod generate;
+mod gpu_check;
 
 pub use engine::{Engine, Gradient, MicroBatch};
 pub use error::TrainError;
 pub use generate::{Sampling, generate};
+pub use gpu_check::{Part, gpu_check, gpu_check_report};
 pub use gradients::{Gradients, OwnSquares};
 pub use inject::Faults;
 pub use log::Log;

@@ -2,12 +2,12 @@
 //! the outcome into an exit code.
 #![allow(clippy::print_stderr)] // before the logger is there, and for the last word of a failed rank
 
-use clap::{Args, Parser, Subcommand};
+use clap::{Args, Parser, Subcommand, ValueEnum};
 use configs::{Exit, Fault, RunConfig};
 use ops::collectives::{Communicator, DeviceSums, abort_on_panic, serve};
 use std::path::PathBuf;
 use std::time::Duration;
-use trainer::{Faults, Log, Process, StopFlag, TrainError};
+use trainer::{Faults, Log, Part, Process, StopFlag, TrainError};
 
 /// One rank of a Phalanx run. `phalanx` starts it; so do mpirun and srun.
 #[derive(Parser)]
@@ -21,6 +21,35 @@ struct Cli {
 enum Command {
     /// Train, or go on with, the run that a configuration describes
     Train(TrainArgs),
+    /// Compare a GPU with the CPU, and time it: `scripts/gpu-check` runs the parts
+    #[command(hide = true)]
+    GpuCheck(GpuCheckArgs),
+}
+
+#[derive(Args)]
+struct GpuCheckArgs {
+    #[arg(value_enum)]
+    part: CheckPart,
+    /// Folder for what is found
+    #[arg(long)]
+    out: PathBuf,
+    #[arg(long, value_enum, default_value = "cuda")]
+    device: CheckDevice,
+}
+
+#[derive(Clone, Copy, ValueEnum)]
+enum CheckPart {
+    One,
+    Ranks,
+    Speed,
+    Report,
+}
+
+#[derive(Clone, Copy, PartialEq, ValueEnum)]
+enum CheckDevice {
+    Cuda,
+    /// The CPU in the place of a GPU
+    Cpu,
 }
 
 #[derive(Args)]
@@ -54,6 +83,7 @@ fn main() {
     abort_on_panic(&*comm);
     let outcome = match &cli.command {
         Command::Train(args) => train(args, &mut comm, stop, log),
+        Command::GpuCheck(args) => gpu_check(args, &mut comm),
     };
     match outcome {
         Ok(exit) => match comm.finalize() {
@@ -86,4 +116,14 @@ fn train(
     let sums = if config.reproducible(false) { DeviceSums::Tree } else { DeviceSums::Fast };
     serve(comm, device, sums)?;
     trainer::train(&config, &**comm, &Process { stop, log, device, faults: Faults::new(&args.inject) })
+}
+
+fn gpu_check(args: &GpuCheckArgs, comm: &mut Box<dyn Communicator>) -> Result<Exit, TrainError> {
+    let part = match args.part {
+        CheckPart::One => Part::One,
+        CheckPart::Ranks => Part::Ranks,
+        CheckPart::Speed => Part::Speed,
+        CheckPart::Report => return trainer::gpu_check_report(&args.out),
+    };
+    trainer::gpu_check(part, &args.out, args.device == CheckDevice::Cpu, comm)
 }

@@ -26,7 +26,7 @@ mod tree;
 pub use end::abort_on_panic;
 pub use error::CommError;
 pub use operation::{Operation, Wire, shard};
-pub use serve::{DeviceSums, serve};
+pub use serve::{DeviceSums, Way, serve};
 pub use solo::Solo;
 pub use staged::Staged;
 pub use traffic::{Moved, Traffic};

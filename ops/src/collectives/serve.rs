@@ -16,12 +16,23 @@ pub enum DeviceSums {
     Tree,
 }
 
-/// Makes a group serve buffers on this rank's device as well. Collective; on the CPU it changes nothing.
+/// How a group sums buffers on its device.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Way {
+    /// The device is the CPU.
+    Cpu,
+    /// Over NCCL.
+    Nccl,
+    /// Through host memory.
+    HostMemory,
+}
+
+/// Makes a group serve buffers on this rank's device as well, and says how. Collective; on the CPU it changes nothing.
 ///
 /// # Errors
 /// [`CommError::Devices`] if some ranks have a GPU and others none, [`CommError::SharedGpu`] if two have
 /// the same one and sums are to be fast, and what NCCL says.
-pub fn serve(comm: &mut Box<dyn Communicator>, device: Device, sums: DeviceSums) -> Result<(), CommError> {
+pub fn serve(comm: &mut Box<dyn Communicator>, device: Device, sums: DeviceSums) -> Result<Way, CommError> {
     let found = match (device, sums) {
         (Device::Cuda(_), DeviceSums::Fast) => Found::look().and_then(|found| {
             let version = found.version().map_err(|error| error.to_string())?;
@@ -35,7 +46,7 @@ pub fn serve(comm: &mut Box<dyn Communicator>, device: Device, sums: DeviceSums)
     let rows: Vec<Row> = rows.iter().map(|row| Row::from_text(&String::from_utf8_lossy(row))).collect();
     let way = agree(&rows, sums)?;
 
-    let Device::Cuda(gpu) = device else { return Ok(()) };
+    let Device::Cuda(gpu) = device else { return Ok(way) };
     // What can fail is done on the group as it is; then it is taken into its new shape.
     let group = match (way, found) {
         (Way::Nccl, Ok((found, _))) => Some(found.join(&**comm, gpu)?),
@@ -54,7 +65,7 @@ pub fn serve(comm: &mut Box<dyn Communicator>, device: Device, sums: DeviceSums)
         Some(group) => Box::new(Nccl::new(inner, group)),
         None => Box::new(Staged::new(inner, device)),
     };
-    Ok(())
+    Ok(way)
 }
 
 /// What tells a device from every other of its machine; `cpu` for the CPU.
@@ -86,12 +97,6 @@ impl Row {
     }
 }
 
-#[derive(Debug, PartialEq, Eq)]
-enum Way {
-    Nccl,
-    HostMemory,
-}
-
 /// From what all ranks told, on every rank the same.
 fn agree(rows: &[Row], sums: DeviceSums) -> Result<Way, CommError> {
     let on_cpu = |row: &Row| row.device == "cpu";
@@ -104,10 +109,10 @@ fn agree(rows: &[Row], sums: DeviceSums) -> Result<Way, CommError> {
             expected: what(&rows[0]),
         });
     }
-    if sums == DeviceSums::Tree
-        || on_cpu(&rows[0])
-        || rows.iter().any(|row| row.nccl != rows[0].nccl || row.nccl == 0)
-    {
+    if on_cpu(&rows[0]) {
+        return Ok(Way::Cpu);
+    }
+    if sums == DeviceSums::Tree || rows.iter().any(|row| row.nccl != rows[0].nccl || row.nccl == 0) {
         return Ok(Way::HostMemory);
     }
     let same = |a: &Row, b: &Row| a.device == b.device && a.host == b.host;
@@ -163,7 +168,7 @@ mod tests {
     #[test]
     fn on_the_cpu_a_group_stays_as_it_is() {
         let mut comm: Box<dyn Communicator> = Box::new(Solo::new());
-        serve(&mut comm, Device::Cpu, DeviceSums::Fast).unwrap();
+        assert_eq!(serve(&mut comm, Device::Cpu, DeviceSums::Fast).unwrap(), Way::Cpu);
         assert_eq!(comm.device(), Device::Cpu);
     }
 }

@@ -1,21 +1,26 @@
 //! One rank on its own: the same contract, nobody to talk to. Never touches MPI.
 
-use super::{CommError, Communicator, Operation, Pending, Place, end, flat::Flat, machine};
-use tch::Tensor;
+use super::{CommError, Communicator, Operation, Pending, Place, end, flat, machine};
+use tch::{Device, Kind, Tensor};
 
 /// The group of one rank.
 #[derive(Debug)]
 pub struct Solo {
     place: Place,
+    device: Device,
 }
 
 impl Solo {
-    /// Rank 0 of 1.
+    /// Rank 0 of 1, for buffers in host memory.
     pub fn new() -> Solo {
+        Solo::on(Device::Cpu)
+    }
+
+    /// Rank 0 of 1, for buffers on a device.
+    pub fn on(device: Device) -> Solo {
         let host = machine::host_name();
-        Solo {
-            place: Place { rank: 0, world_size: 1, local_rank: 0, local_size: 1, node: 0, nodes: 1, host },
-        }
+        let place = Place { rank: 0, world_size: 1, local_rank: 0, local_size: 1, node: 0, nodes: 1, host };
+        Solo { place, device }
     }
 }
 
@@ -30,8 +35,16 @@ impl Communicator for Solo {
         &self.place
     }
 
+    fn device(&self) -> Device {
+        self.device
+    }
+
+    fn buffer(&self, numel: usize, kind: Kind) -> Result<Tensor, CommError> {
+        flat::plain_buffer(numel, kind, self.device)
+    }
+
     fn start(&self, operation: Operation, buffer: &Tensor) -> Result<Pending, CommError> {
-        Flat::new(operation, buffer, 1)?;
+        flat::check(operation, buffer, 1, self.device)?;
         Ok(Pending::done())
     }
 

@@ -1,0 +1,86 @@
+//! `scripts/gpu-check` where no GPU is: what it packs runs, with the CPU in the place of the GPU its parts
+//! hold and make a report, and what is missing is refused with 2.
+
+#![allow(clippy::unwrap_used)] // unwrap is how a test fails
+
+#[path = "../support/mod.rs"]
+mod support;
+
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+use support::{Command, Finished, Scratch, phalanx_rank};
+
+fn script() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("../scripts/gpu-check")
+}
+
+fn gpu_check(script: &Path, scratch: &Scratch, arguments: &[&str]) -> Finished {
+    let binary = phalanx_rank();
+    let command = Command::new(script).args(arguments).current_dir(scratch.path());
+    let packed = script.with_file_name("bin").exists();
+    let command = if packed { command } else { command.args([Path::new("--binary"), &binary]) };
+    command.deadline(Duration::from_secs(110)).run()
+}
+
+/// Bytes of all files below a folder.
+fn size(folder: &Path) -> u64 {
+    let entries = std::fs::read_dir(folder).unwrap().map(|entry| entry.unwrap().path());
+    entries.map(|path| if path.is_dir() { size(&path) } else { path.metadata().unwrap().len() }).sum()
+}
+
+#[test]
+fn what_is_packed_runs_and_reports_with_the_cpu_in_the_place_of_a_gpu() {
+    let scratch = Scratch::new("gpu-check");
+    gpu_check(&script(), &scratch, &["--pack", "pack"]).expect_code(0);
+    let pack = scratch.join("pack");
+    for part in ["bin/phalanx-rank", "bin/mpirun", "lib/libmpi.so.40", "step.py"] {
+        assert!(pack.join(part).exists(), "{part} was not packed");
+    }
+    let torch = std::fs::read_dir(pack.join("lib")).unwrap();
+    let torch = torch.filter(|entry| entry.as_ref().unwrap().file_name().to_string_lossy().contains("torch"));
+    assert_eq!(torch.count(), 0, "libtorch comes with PyTorch, not with the pack");
+    assert!(size(&pack) < 64 << 20, "{} bytes are packed", size(&pack));
+
+    gpu_check(&pack.join("gpu-check"), &scratch, &["--device", "cpu", "--out", "out"]).expect_code(0);
+    let report = std::fs::read_to_string(scratch.join("out/gpu-check.md")).unwrap();
+    for line in [
+        "All 9 checks held.",
+        "| device | the CPU in the place of a GPU: a trial of the check |",
+        "| forward and backward in fp32 are the CPU's | held |",
+        "| 4 steps in bf16 follow the CPU's curve | held |",
+        "| 2 ranks on one device pass the behaviour suite through host memory | held |",
+        "| 2 ranks on one device follow the CPU's curve of 4 steps in fp32 | held | farthest loss 0 (at most ",
+        "| tiny | fp32 | 2 x 64 | phalanx |",
+    ] {
+        assert!(report.contains(line), "no {line:?} in\n{report}");
+    }
+    let json = std::fs::read_to_string(scratch.join("out/gpu-check.json")).unwrap();
+    let json: serde_json::Value = serde_json::from_str(&json).unwrap();
+    assert_eq!(json["checks"].as_array().unwrap().len(), 9);
+    assert!(json["speeds"][0]["mfu"].as_f64().unwrap() > 0.0);
+}
+
+#[test]
+fn without_a_gpu_it_says_so_and_exits_2() {
+    if std::process::Command::new("nvidia-smi").output().is_ok_and(|output| output.status.success()) {
+        use std::io::Write;
+        writeln!(std::io::stderr(), "skipped: there is a GPU").unwrap();
+        return;
+    }
+    let scratch = Scratch::new("no-gpu");
+    gpu_check(&script(), &scratch, &["--out", "out"])
+        .expect_code(2)
+        .expect_stderr(&["no GPU to check: ", "hint: "]);
+    assert!(!scratch.join("out/gpu-check.md").exists(), "there is nothing to report");
+}
+
+#[test]
+fn what_is_not_torch_2_11_is_refused_with_a_hint() {
+    let scratch = Scratch::new("other-torch");
+    scratch.write("torch/version.py", "__version__ = '2.10.0+cu130'\n");
+    for torch in ["torch", "nowhere"] {
+        let told = ["no torch 2.11.0 in", "hint: "];
+        gpu_check(&script(), &scratch, &["--torch", torch]).expect_code(2).expect_stderr(&told);
+    }
+    gpu_check(&script(), &scratch, &["--pcak", "x"]).expect_code(2).expect_stderr(&["unknown flag --pcak"]);
+}
