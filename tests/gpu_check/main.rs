@@ -61,6 +61,22 @@ fn what_is_packed_runs_and_reports_with_the_cpu_in_the_place_of_a_gpu() {
 }
 
 #[test]
+fn a_part_that_breaks_off_is_in_the_report_and_exits_1() {
+    let scratch = Scratch::new("broken-part");
+    gpu_check(&script(), &scratch, &["--pack", "pack"]).expect_code(0);
+    scratch.write_script("pack/bin/mpirun", "#!/bin/sh\nexit 7\n");
+    scratch.write_script("pack/step.py", "raise SystemExit('no PyTorch')\n");
+    let ended = gpu_check(&scratch.join("pack/gpu-check"), &scratch, &["--device", "cpu", "--out", "out"]);
+    ended.expect_code(1);
+    let report = std::fs::read_to_string(scratch.join("out/gpu-check.md")).unwrap();
+    for line in
+        ["**1 of 7 checks failed.**", "| the part ranks comes to its end | **failed** | exit code 7 |"]
+    {
+        assert!(report.contains(line), "no {line:?} in\n{report}");
+    }
+}
+
+#[test]
 fn without_a_gpu_it_says_so_and_exits_2() {
     if std::process::Command::new("nvidia-smi").output().is_ok_and(|output| output.status.success()) {
         use std::io::Write;

@@ -47,10 +47,16 @@ fn a_vocabulary_smaller_than_the_datas_is_refused() {
 }
 
 #[test]
-fn a_gpu_is_not_promised_where_there_is_none() {
-    let bench = Bench::new("cuda", 5);
-    let told = ["cuda", "hint:"];
+fn without_a_gpu_cuda_is_refused_by_name_and_auto_takes_the_cpu() {
+    if std::path::Path::new("/dev/nvidiactl").exists() {
+        return; // what a GPU does is for scripts/gpu-check
+    }
+    let bench = Bench::new("cuda", 1);
+    let told = ["parallel.device = \"cuda\": libcuda.so.1", "hint:", "parallel.device = \"cpu\" or \"auto\""];
     bench.train_alone("run", "--set parallel.device=cuda").run().expect_code(2).expect_stderr(&told);
+    assert!(!bench.left("run").folder().exists());
+    let told = ["computing on the CPU: libcuda.so.1"];
+    bench.train_alone("run", "--set parallel.device=auto").run().expect_code(0).expect_stderr(&told);
 }
 
 #[test]

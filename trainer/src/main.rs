@@ -110,8 +110,9 @@ fn train(
     log: Log,
 ) -> Result<Exit, TrainError> {
     let config: RunConfig = configs::load(&args.config, &args.sets, &dataloader::vocab_size)?;
-    ops::device::configure_process(config.parallel.threads);
+    // First of all that touches libtorch: it looks once for the part of it that knows CUDA.
     let device = ops::device::select(config.parallel.device, comm.local_rank())?;
+    ops::device::configure_process(config.parallel.threads);
     // On a GPU the promise of the same bits is kept by sums in host memory.
     let sums = if config.reproducible(false) { DeviceSums::Tree } else { DeviceSums::Fast };
     serve(comm, device, sums)?;

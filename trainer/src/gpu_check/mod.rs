@@ -62,9 +62,9 @@ pub fn gpu_check(
     if !trial {
         cuda::open().map_err(TrainError::NoGpu)?;
     }
-    device::configure_process(1);
     let wanted = if trial { configs::Device::Cpu } else { configs::Device::Cuda };
     let device = device::select(wanted, comm.local_rank())?;
+    device::configure_process(1);
     let (name, findings) = match part {
         Part::One => ("1-one", one(device, comm)?),
         Part::Ranks => ("2-ranks", ranks(device, comm)?),
