@@ -25,7 +25,8 @@ test: # Run every test, each with a time limit
 	cargo test --release --workspace --doc
 	cargo nextest run --release --workspace
 
-test-full: parity test # Run every test, and the comparison with PyTorch
+test-full: parity test # Run every test, whole tables too, and the comparison with PyTorch
+	cargo nextest run --release --workspace --profile full
 
 lint: # Check formatting, and all that clippy has to say
 	cargo fmt --all --check

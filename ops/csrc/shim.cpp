@@ -4,7 +4,6 @@
 // Every function returns 0, or 1 after an exception whose text phx_last_error then gives.
 
 #include <ATen/ATen.h>
-#include <ATen/Context.h>
 #include <sys/mman.h>
 #include <torch/csrc/autograd/autograd.h>
 
@@ -13,14 +12,6 @@
 extern "C" {
 
 const char *phx_last_error() { return phx_last_error_text.c_str(); }
-
-// From now on libtorch takes, where it has one, the kernel whose result does not change from run to run.
-int phx_be_deterministic() {
-  return guarded([] {
-    at::globalContext().setDeterministicAlgorithms(true, /*warn_only=*/true);
-    at::globalContext().setDeterministicFillUninitializedMemory(false);  // costs, and nobody reads it
-  });
-}
 
 // Makes `grad` the gradient of `tensor`: backward then accumulates into it in place.
 int phx_set_grad(at::Tensor *tensor, const at::Tensor *grad) {

@@ -89,18 +89,27 @@ pub fn peak_flops(device: Device, kind: Kind) -> f64 {
     known.unwrap_or_else(|| matrix_peak(device, kind))
 }
 
-/// The matrix rate of this process in FLOP/s: the best of ten square products, 1024 wide on the CPU and
-/// 8192 wide on a GPU, so that what else the machine does at the moment counts little.
+/// The matrix rate of this process in FLOP/s: the best of square products, from small ones up to 1024
+/// wide on the CPU and 8192 wide on a GPU, ten of a size, so that what else the machine does at the
+/// moment counts little. A CPU that only emulates the precision is not kept at it: the next size is not
+/// tried where one product would take a tenth of a second.
 pub fn matrix_peak(device: Device, kind: Kind) -> f64 {
-    let n = if device.is_cuda() { 8192i64 } else { 1024 };
-    let a = Tensor::ones([n, n], (kind, device));
-    let best = (0..10).map(|_| {
-        let start = Instant::now();
-        let product = a.matmul(&a);
-        let _ = product.double_value(&[0, 0]); // wait for the device
-        start.elapsed().as_secs_f64()
-    });
-    2.0 * (n as f64).powi(3) / best.fold(f64::INFINITY, f64::min)
+    let sizes: &[i64] = if device.is_cuda() { &[8192] } else { &[128, 256, 512, 1024] };
+    let mut best_rate = 0.0f64;
+    for &n in sizes {
+        let flops = 2.0 * (n as f64).powi(3);
+        if best_rate > 0.0 && flops / best_rate > 0.1 {
+            break;
+        }
+        let a = Tensor::ones([n, n], (kind, device));
+        for _ in 0..10 {
+            let start = Instant::now();
+            let product = a.matmul(&a);
+            let _ = product.double_value(&[0, 0]); // wait for the device
+            best_rate = best_rate.max(flops / start.elapsed().as_secs_f64());
+        }
+    }
+    best_rate
 }
 
 #[cfg(test)]

@@ -10,7 +10,6 @@ mod ffi {
 
     unsafe extern "C" {
         pub(super) fn phx_last_error() -> *const c_char;
-        pub(super) fn phx_be_deterministic() -> c_int;
         pub(super) fn phx_set_grad(tensor: *mut C_tensor, grad: *const C_tensor) -> c_int;
         pub(super) fn phx_backward(output: *const C_tensor, grad_output: *const C_tensor) -> c_int;
         pub(super) fn phx_mapped_zeros(numel: i64, bf16: c_int) -> *mut C_tensor;
@@ -63,16 +62,6 @@ pub fn mapped_zeros(numel: usize, kind: Kind, device: Device) -> Result<Tensor, 
         let tensor = ffi::phx_mapped_zeros(numel as i64, c_int::from(kind == Kind::BFloat16));
         if tensor.is_null() { Err(last_error()) } else { Ok(Tensor::from_ptr(tensor)) }
     }
-}
-
-/// Has libtorch take, where it has one, the kernel whose result does not change from run to run: on a GPU
-/// the faster ones add in whatever order threads come (the embedding's gradient, attention backward).
-///
-/// # Errors
-/// What libtorch says.
-pub fn be_deterministic() -> Result<(), OpsError> {
-    // SAFETY: a plain call that sets two flags of libtorch's.
-    checked(unsafe { ffi::phx_be_deterministic() })
 }
 
 /// Makes `grad` the gradient of the leaf `tensor`; backward accumulates into it in place.

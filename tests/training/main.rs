@@ -16,6 +16,7 @@ mod numbers;
 mod ranks;
 mod refusals;
 mod resuming;
+mod sharding;
 mod shards;
 mod stopping;
 

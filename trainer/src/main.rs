@@ -7,7 +7,6 @@ use configs::{Exit, Fault, RunConfig};
 use ops::collectives::{Communicator, DeviceSums, abort_on_panic, serve};
 use std::path::PathBuf;
 use std::time::Duration;
-use tch::Device;
 use trainer::{Faults, Log, Part, Process, StopFlag, TrainError};
 
 /// One rank of a Phalanx run. `phalanx` starts it; so do mpirun and srun.
@@ -114,12 +113,9 @@ fn train(
     // First of all that touches libtorch: it looks once for the part of it that knows CUDA.
     let device = ops::device::select(config.parallel.device, comm.local_rank())?;
     ops::device::configure_process(config.parallel.threads);
-    let reproducible = config.reproducible(device == Device::Cpu);
-    // On a GPU the promise of the same bits takes kernels that keep it, and sums in host memory.
-    if reproducible && device.is_cuda() {
-        ops::be_deterministic()?;
-    }
-    serve(comm, device, if reproducible { DeviceSums::Tree } else { DeviceSums::Fast })?;
+    // On a GPU the promise of the same bits is kept by sums in host memory.
+    let sums = if config.reproducible(false) { DeviceSums::Tree } else { DeviceSums::Fast };
+    serve(comm, device, sums)?;
     trainer::train(&config, &**comm, &Process { stop, log, device, faults: Faults::new(&args.inject) })
 }
 
