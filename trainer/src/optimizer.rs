@@ -25,14 +25,9 @@ impl Optimizer {
         Ok(Optimizer { config: config.clone(), moments: moments.collect::<Result<_, _>>()? })
     }
 
-    /// The moments, in the order of the model's segments.
+    /// The moments of the held elements, in the order of the model's segments.
     pub fn moments(&self) -> &[Moments] {
         &self.moments
-    }
-
-    /// The moments, to be filled from a checkpoint.
-    pub fn moments_mut(&mut self) -> &mut [Moments] {
-        &mut self.moments
     }
 
     /// The update number `step + 1`, from gradients of global norm `grad_norm`. They are scaled down

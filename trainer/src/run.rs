@@ -16,6 +16,7 @@ use crate::report::Reporter;
 use crate::run_folder::RunFolder;
 use crate::saving::{Progress, Saver};
 use crate::train::{Learner, Process};
+use crate::weights::narrow;
 use configs::{BatchPlan, Exit, RunConfig, Shard};
 use dataloader::{DataError, DataSet, Samples, Tokenizer};
 use ops::collectives::Communicator;
@@ -361,18 +362,26 @@ fn check_vocabulary(config: &RunConfig, data: &DataSet) -> Result<(), TrainError
     Ok(())
 }
 
-fn load(loaded: &Loaded, learner: &mut Learner<'_>) -> Result<(), CheckpointError> {
+/// Elements read at a time: a second copy of a large segment is not needed.
+const LOAD_NUMEL: usize = 1 << 22;
+
+fn load(loaded: &Loaded, learner: &Learner<'_>) -> Result<(), CheckpointError> {
     let parameters = learner.engine.parameters();
-    for (index, moments) in learner.optimizer.moments_mut().iter_mut().enumerate() {
+    for (index, moments) in learner.optimizer.moments().iter().enumerate() {
         let (spec, held) = (parameters.spec(index), parameters.held(index));
-        let read = |kind: StateKind| -> Result<Tensor, CheckpointError> {
-            let mut values = vec![0f32; held.len()];
-            loaded.fill_from(&spec.name, kind, held.start, &mut values)?;
-            Ok(Tensor::from_slice(&values))
-        };
-        parameters.master(index).shallow_clone().copy_(&read(StateKind::Param)?);
-        moments.exp_avg.copy_(&read(StateKind::ExpAvg)?);
-        moments.exp_avg_sq.copy_(&read(StateKind::ExpAvgSq)?);
+        let flats = [
+            (StateKind::Param, parameters.master(index)),
+            (StateKind::ExpAvg, &moments.exp_avg),
+            (StateKind::ExpAvgSq, &moments.exp_avg_sq),
+        ];
+        for (kind, flat) in flats {
+            for start in held.clone().step_by(LOAD_NUMEL) {
+                let mut values = vec![0f32; LOAD_NUMEL.min(held.end - start)];
+                loaded.fill_from(&spec.name, kind, start, &mut values)?;
+                let within = start - held.start..start - held.start + values.len();
+                narrow(flat, &within).copy_(&Tensor::from_slice(&values));
+            }
+        }
     }
     Ok(())
 }

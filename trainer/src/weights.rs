@@ -15,6 +15,10 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 use tch::{Device, Kind, Tensor};
 
+/// Elements that are given their initial values at a time: a second copy of a large segment would
+/// be more than the ranks' shares leave room for.
+const INIT_NUMEL: usize = 1 << 20;
+
 /// A model's weights on this rank.
 pub struct Parameters<'a> {
     comm: &'a dyn Communicator,
@@ -72,8 +76,11 @@ impl<'a> Parameters<'a> {
     /// Sets the masters to their initial values, a pure function of the seed.
     pub fn init(&mut self, seed: u64) {
         for segment in &mut self.segments {
-            let values = ops::initial_values(&segment.spec, seed, segment.held.clone());
-            segment.master.copy_(&values);
+            for start in segment.held.clone().step_by(INIT_NUMEL) {
+                let part = start..(start + INIT_NUMEL).min(segment.held.end);
+                let within = start - segment.held.start..part.end - segment.held.start;
+                narrow(&segment.master, &within).copy_(&ops::initial_values(&segment.spec, seed, part));
+            }
         }
     }
 
