@@ -13,6 +13,7 @@ mod damage;
 mod guard;
 mod left;
 mod numbers;
+mod ramp;
 mod ranks;
 mod refusals;
 mod resuming;

@@ -228,33 +228,35 @@ impl Metrics {
     }
 }
 
-/// Step times of one start, for rates and the time left.
+/// Tokens and time of one start, for rates and the time left.
 #[derive(Debug, Default)]
 pub(crate) struct Pace {
-    steps: u64,
+    started: bool,
+    tokens: u64,
     seconds: f64,
 }
 
 impl Pace {
     /// Notes a step. The first one of a start allocates and is left out.
-    pub(crate) fn note(&mut self, seconds: f64) {
-        self.steps += 1;
-        if self.steps > 1 {
+    pub(crate) fn note(&mut self, tokens: u64, seconds: f64) {
+        if self.started {
+            self.tokens += tokens;
             self.seconds += seconds;
         }
+        self.started = true;
     }
 
-    /// Mean seconds of a step, once there is one to judge by.
-    pub(crate) fn seconds_per_step(&self) -> Option<f64> {
-        (self.steps > 1).then(|| self.seconds / (self.steps - 1) as f64)
+    /// The mean rate, once there is a step to judge by.
+    pub(crate) fn tokens_per_second(&self) -> Option<f64> {
+        (self.tokens > 0).then(|| self.tokens as f64 / self.seconds)
     }
 }
 
-/// The line that a terminal shows for a step.
-pub(crate) fn step_line(report: &StepReport, max_steps: u64, pace: &Pace) -> String {
-    let left = match pace.seconds_per_step() {
-        Some(seconds) => {
-            let seconds = seconds * max_steps.saturating_sub(report.step) as f64;
+/// The line that a terminal shows for a step of a run that ends after `max_steps` and `end_tokens`.
+pub(crate) fn step_line(report: &StepReport, max_steps: u64, end_tokens: u64, pace: &Pace) -> String {
+    let left = match pace.tokens_per_second() {
+        Some(rate) => {
+            let seconds = end_tokens.saturating_sub(report.tokens) as f64 / rate;
             clock(Duration::try_from_secs_f64(seconds).unwrap_or(Duration::MAX))
         }
         None => "?".to_string(),
@@ -338,7 +340,7 @@ mod tests {
     #[test]
     fn a_run_without_an_end_in_sight_still_has_its_line() {
         let mut pace = Pace::default();
-        [1.0, 1000.0].into_iter().for_each(|seconds| pace.note(seconds));
+        [1.0, 1000.0].into_iter().for_each(|seconds| pace.note(1, seconds));
         let report = StepReport {
             step: 2,
             tokens: 2,
@@ -351,11 +353,21 @@ mod tests {
             seconds: 1000.0,
             phases: PhaseSeconds::default(),
         };
-        let line = step_line(&report, u64::MAX, &pace);
+        let line = step_line(&report, u64::MAX, u64::MAX, &pace);
         assert!(
             line.contains("| loss 1.5000 | norm 0.500 | lr 1.00e-3 | 1 tokens/s | MFU 25.0 % | ETA "),
             "{line}"
         );
+    }
+
+    #[test]
+    fn the_rate_is_that_of_all_steps_but_the_first_weighed_by_their_tokens() {
+        let mut pace = Pace::default();
+        pace.note(100, 60.0);
+        assert_eq!(pace.tokens_per_second(), None);
+        pace.note(100, 1.0);
+        pace.note(800, 2.0);
+        assert_eq!(pace.tokens_per_second(), Some(300.0));
     }
 
     #[test]

@@ -5,7 +5,7 @@ use crate::metrics::{
     CheckpointReport, EvalReport, Event, Metrics, Pace, RewindReport, StartReport, StepReport, SummaryReport,
     step_line,
 };
-use configs::RunConfig;
+use configs::{Batches, RunConfig};
 use std::path::{Path, PathBuf};
 use tracing::{info, warn};
 
@@ -16,7 +16,7 @@ pub(crate) struct Reporter {
     path: PathBuf,
     every_steps: u64,
     max_steps: u64,
-    tokens_per_step: f64,
+    batches: Batches,
     pace: Pace,
     evals: Option<(EvalReport, EvalReport)>,
 }
@@ -32,7 +32,7 @@ impl Reporter {
             path: path.to_path_buf(),
             every_steps: config.metrics.every_steps,
             max_steps: config.max_steps(),
-            tokens_per_step: config.batch.global_batch_tokens as f64,
+            batches: config.batches(),
             pace: Pace::default(),
             evals: None,
         })
@@ -56,9 +56,10 @@ impl Reporter {
 
     /// A step; every `metrics.every_steps`-th is told, and the last.
     pub(crate) fn step(&mut self, report: StepReport) -> Result<(), TrainError> {
-        self.pace.note(report.seconds);
+        self.pace.note(self.batches.batch_tokens(report.step - 1), report.seconds);
         if report.step.is_multiple_of(self.every_steps) || report.step == self.max_steps {
-            info!("{}", step_line(&report, self.max_steps, &self.pace));
+            let end_tokens = self.batches.tokens_before(self.max_steps);
+            info!("{}", step_line(&report, self.max_steps, end_tokens, &self.pace));
             self.write(Event::Step(report))?;
         }
         Ok(())
@@ -100,8 +101,7 @@ impl Reporter {
     /// The end of the run, after `step` updates.
     pub(crate) fn finish(&mut self, step: u64, dir: &Path) -> Result<(), TrainError> {
         let (first_eval, last_eval) = self.evals.take().unzip();
-        let tokens_per_second =
-            self.pace.seconds_per_step().map_or(0.0, |seconds| self.tokens_per_step / seconds);
+        let tokens_per_second = self.pace.tokens_per_second().unwrap_or(0.0);
         if let (Some(first), Some(last)) = (&first_eval, &last_eval) {
             info!(
                 "done: validation loss {:.4} -> {:.4}, {:.3} -> {:.3} bits per byte, {tokens_per_second:.0} tokens/s, \
@@ -115,7 +115,7 @@ impl Reporter {
         } else {
             info!("done: {step} steps, {tokens_per_second:.0} tokens/s, run in {}", dir.display());
         }
-        let tokens = step * self.tokens_per_step as u64;
+        let tokens = self.batches.tokens_before(step);
         self.write(Event::Summary(SummaryReport { step, tokens, first_eval, last_eval, tokens_per_second }))
     }
 }

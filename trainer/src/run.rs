@@ -40,7 +40,7 @@ pub(crate) struct Run<'a> {
     pub(crate) device: Device,
     /// The precision that computes.
     pub(crate) kind: Kind,
-    /// How a step falls on the ranks.
+    /// How the present step falls on the ranks.
     pub(crate) plan: BatchPlan,
     /// The training data in the run's order.
     pub(crate) samples: Samples,
@@ -71,7 +71,7 @@ impl<'a> Run<'a> {
     ) -> Result<Run<'a>, TrainError> {
         let device = process.device;
         let kind = ops::device::dtype(config.parallel.dtype, device);
-        let plan = config.batch_plan(comm.world_size())?;
+        config.batch_plan(comm.world_size())?;
         process.faults.check(comm.world_size())?;
         let data = DataSet::open(&config.data.train)?;
         check_vocabulary(config, &data)?;
@@ -99,6 +99,8 @@ impl<'a> Run<'a> {
         if let Some(loaded) = &resume {
             check_same_run(config, &template, loaded)?;
         }
+        let step = resume.as_ref().map_or(0, |loaded| loaded.state().step);
+        let plan = config.batches().plan(step, comm.world_size())?;
         let generation = claim(&folder, config, comm)?;
         let saver = Saver::new(comm, &folder, generation, config.checkpoint.keep_last, template);
         let reporter = Reporter::open(&folder.metrics_path(), config, comm.rank())?;

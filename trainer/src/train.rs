@@ -50,7 +50,8 @@ impl<'a> Learner<'a> {
         let parameters =
             Parameters::zeros(configs::segments(&config.model), shard, run.kind, run.device, comm)?;
         let reproducible = config.reproducible(run.device == tch::Device::Cpu);
-        let gradients = Gradients::new(&parameters, run.plan.grad_accum_steps, reproducible, comm)?;
+        let most_leaves = config.batch_plan(comm.world_size())?.grad_accum_steps;
+        let gradients = Gradients::new(&parameters, most_leaves, reproducible, comm)?;
         let optimizer = Optimizer::new(&config.optim, &parameters)?;
         let engine = Engine::new(model, parameters, gradients, config.parallel.recompute);
         Ok(Learner { engine, optimizer })
@@ -79,6 +80,7 @@ pub fn train(config: &RunConfig, comm: &dyn Communicator, process: &Process) -> 
             run.reporter.eval(validation.run(&mut learner.engine, progress.step, comm)?)?;
         }
 
+        run.plan = config.batches().plan(progress.step, comm.world_size())?;
         let (outcome, agreed) = train_step(&mut run, &mut learner, &progress, &process.stop)?;
         let report = match outcome {
             Outcome::Updated(report) => report,
