@@ -73,7 +73,7 @@ pub enum Leaves {
 impl Leaves {
     /// As the engine needs them: interleaved where gradients are sharded.
     pub fn of(shard: Shard) -> Leaves {
-        if shard >= Shard::Gradients { Leaves::Interleaved } else { Leaves::Contiguous }
+        if shard.leaves_at_once() { Leaves::Interleaved } else { Leaves::Contiguous }
     }
 }
 

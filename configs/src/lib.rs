@@ -1,7 +1,7 @@
 //! What a run is, as data, and all that follows from it by arithmetic.
 //!
 //! Owns the typed configuration, batch arithmetic, attention patterns, the model's
-//! layout in segments, the learning-rate schedule, counted random numbers and exit codes.
+//! layout in segments, memory and traffic, the learning-rate schedule, counted random numbers and exit codes.
 //! Refuses to know tensors, processes and networks: no torch, no MPI, and no I/O but
 //! reading TOML.
 
@@ -9,6 +9,7 @@ mod batch;
 mod exit;
 mod fault;
 mod load;
+mod memory;
 mod model;
 mod parallel;
 mod pattern;
@@ -19,11 +20,13 @@ mod run;
 mod schedule;
 mod segments;
 mod shards;
+mod traffic;
 
 pub use batch::{BatchError, BatchPlan, Leaves};
 pub use exit::Exit;
 pub use fault::{Fault, FaultError};
 pub use load::{ConfigError, Problem, load, parse};
+pub use memory::{Memory, Setup};
 pub use model::{ModelConfig, Norm};
 pub use parallel::{Device, Dtype, ParallelConfig, Recompute, Shard};
 pub use pattern::{Pattern, PatternError};
@@ -37,3 +40,4 @@ pub use run::{
 pub use schedule::{Budget, Schedule, ScheduleKind};
 pub use segments::{Init, SegmentSpec, TensorSpec, segments};
 pub use shards::{SLICE_ALIGN, owned_range, slice_numel};
+pub use traffic::StepTraffic;

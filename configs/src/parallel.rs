@@ -31,6 +31,14 @@ pub enum Shard {
     Parameters,
 }
 
+impl Shard {
+    /// Whether a micro-batch's gradient leaves for the other ranks as soon as it is there, since no rank
+    /// has room for the sum of all.
+    pub fn leaves_at_once(self) -> bool {
+        self >= Shard::Gradients
+    }
+}
+
 /// What the backward pass computes again instead of keeping it.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]

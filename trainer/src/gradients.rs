@@ -8,7 +8,7 @@
 
 use crate::error::TrainError;
 use crate::weights::{Parameters, narrow, shared_zeros};
-use configs::{Leaves, Shard, owned_range, slice_numel};
+use configs::{Shard, owned_range, slice_numel};
 use ops::collectives::{Communicator, Operation, Pending, Wire};
 use ops::{ExactSum, GradientTree, Weights, mapped_zeros};
 use std::collections::VecDeque;
@@ -84,7 +84,7 @@ impl<'a> Gradients<'a> {
         for index in 0..parameters.len() {
             let numel = parameters.spec(index).numel;
             let owned = owned_range(numel, comm.rank(), comm.world_size());
-            let sum = if leaves_at_once(shard) {
+            let sum = if shard.leaves_at_once() {
                 Tensor::f_zeros([owned.len() as i64], (Kind::Float, device)).map_err(ops::OpsError::from)?
             } else {
                 shared_zeros(numel, Kind::Float, device, comm)?
@@ -132,7 +132,7 @@ impl<'a> Gradients<'a> {
     /// # Errors
     /// No memory, a failed collective.
     pub fn open(&mut self, index: usize) -> Result<Tensor, TrainError> {
-        if !leaves_at_once(self.shard) {
+        if !self.shard.leaves_at_once() {
             let sum = &mut self.slots[index].sum;
             if self.tree.is_some() {
                 let _ = sum.zero_();
@@ -257,7 +257,7 @@ impl<'a> Gradients<'a> {
 
     /// Whether the leaves can be seen one by one, and not only their sum.
     fn takes_every_leaf(&self) -> bool {
-        self.tree.is_some() || leaves_at_once(self.shard)
+        self.tree.is_some() || self.shard.leaves_at_once()
     }
 
     /// Waits for what left first.
@@ -285,11 +285,6 @@ impl<'a> Gradients<'a> {
 
 impl Slot {
     fn owned_sum(&self, shard: Shard) -> Tensor {
-        if leaves_at_once(shard) { self.sum.shallow_clone() } else { narrow(&self.sum, &self.owned) }
+        if shard.leaves_at_once() { self.sum.shallow_clone() } else { narrow(&self.sum, &self.owned) }
     }
-}
-
-/// Whether a micro-batch's gradient leaves as soon as it is there: no rank has room for the sum of all.
-fn leaves_at_once(shard: Shard) -> bool {
-    Leaves::of(shard) == Leaves::Interleaved
 }
