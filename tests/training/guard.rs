@@ -149,6 +149,20 @@ fn a_spike_is_rewound_and_its_batch_left_out_then_and_after_every_restart() {
 }
 
 #[test]
+fn a_batch_left_out_while_batches_grow_moves_all_later_ones_by_its_own_size() {
+    let bench = Bench::new("growing", 16);
+    // 8 samples a step, and 16 after 8 steps.
+    let ramp = "--set batch.ramp_start_tokens=256 --set batch.ramp_tokens=2048";
+    let arguments = format!("{GUARDED} {ramp}");
+    let plain = bench.trained("plain", 1, &arguments).of_steps("first_sample");
+    assert_eq!((plain[7], plain[8], plain[9]), (56.0, 64.0, 80.0));
+    let spiked = bench.trained("spiked", 2, &faulty(&arguments, "spike@step=7"));
+    let first_samples: Vec<f64> = (1u8..).zip(plain).map(|(s, n)| if s < 7 { n } else { n + 8.0 }).collect();
+    assert_eq!(spiked.of_steps("first_sample"), first_samples);
+    spiked.assert_repeats_agree();
+}
+
+#[test]
 fn a_run_killed_right_after_a_rewind_remembers_what_to_leave_out() {
     let bench = Bench::new("forgetful", 40);
     // No checkpoint but the one that the guard makes of the start.

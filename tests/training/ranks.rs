@@ -1,6 +1,7 @@
 //! The result does not depend on how many ranks made it, nor on who started them.
 
 use crate::left::{Left, assert_same};
+use crate::support::steps;
 use crate::{Bench, assert_close};
 
 #[test]
@@ -24,6 +25,28 @@ fn same_on_every_number_of_ranks(attention: &str) {
         assert_eq!(one.of_evals("val_loss"), many.of_evals("val_loss"));
         all_ranks_agree(&many, ranks);
     }
+}
+
+#[test]
+fn the_gradient_noise_scale_is_that_of_the_batch_however_ranks_share_it() {
+    let bench = Bench::new("noise", 20);
+    let one = noise_scales(&bench.trained("one", 1, ""));
+    assert_eq!(one.len(), 20);
+    assert!(one[..9].iter().all(Option::is_none), "{one:?}");
+    // A batch of 512 tokens; in some of the first steps the estimate may be of no use.
+    let known: Vec<f64> = one.iter().flatten().copied().collect();
+    assert!(known.len() > 5 && known.iter().all(|tokens| (1.0..1e6).contains(tokens)), "{one:?}");
+    for (run, ranks, shard) in [("two", 2, "none"), ("sharded", 2, "gradients"), ("four", 4, "parameters")] {
+        let left = bench.trained(run, ranks, &format!("--set parallel.shard={shard}"));
+        assert_eq!(noise_scales(&left), one, "{shard} on {ranks} ranks");
+    }
+    // Nothing to tell by where the batch is not divided.
+    let whole = bench.trained("whole", 1, "--set batch.micro_batch=16");
+    assert_eq!(noise_scales(&whole), [None; 20]);
+}
+
+fn noise_scales(left: &Left) -> Vec<Option<f64>> {
+    steps(left.folder()).iter().map(|step| step.get("noise_scale_tokens").and_then(|n| n.as_f64())).collect()
 }
 
 #[test]

@@ -11,6 +11,7 @@ mod gradients;
 mod guard;
 mod inject;
 mod model;
+mod noise_scale;
 mod optimizer;
 mod replicas;
 mod stop;

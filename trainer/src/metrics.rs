@@ -72,6 +72,10 @@ pub(crate) struct StepReport {
     pub(crate) seconds: f64,
     /// Where they went, on rank 0.
     pub(crate) phases: PhaseSeconds,
+    /// The gradient noise scale: a batch of about so many tokens is as large as helps. Absent while it
+    /// cannot be told.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) noise_scale_tokens: Option<f64>,
 }
 
 /// A validation, over all ranks, each token once.
@@ -352,6 +356,7 @@ mod tests {
             mfu: 0.25,
             seconds: 1000.0,
             phases: PhaseSeconds::default(),
+            noise_scale_tokens: None,
         };
         let line = step_line(&report, u64::MAX, u64::MAX, &pace);
         assert!(

@@ -54,10 +54,15 @@ impl Reporter {
         self.write(Event::Start(report))
     }
 
+    /// Whether this step will be told.
+    pub(crate) fn tells(&self, step: u64) -> bool {
+        step.is_multiple_of(self.every_steps) || step == self.max_steps
+    }
+
     /// A step; every `metrics.every_steps`-th is told, and the last.
     pub(crate) fn step(&mut self, report: StepReport) -> Result<(), TrainError> {
         self.pace.note(self.batches.batch_tokens(report.step - 1), report.seconds);
-        if report.step.is_multiple_of(self.every_steps) || report.step == self.max_steps {
+        if self.tells(report.step) {
             let end_tokens = self.batches.tokens_before(self.max_steps);
             info!("{}", step_line(&report, self.max_steps, end_tokens, &self.pace));
             self.write(Event::Step(report))?;

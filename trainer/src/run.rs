@@ -11,6 +11,7 @@ use crate::generate::{Sampling, generate};
 use crate::guard::{self, MOST_SKIPS, Spike};
 use crate::inject::Faults;
 use crate::metrics::{PassageReport, RewindReport, StartReport};
+use crate::noise_scale::NoiseScale;
 use crate::replicas;
 use crate::report::Reporter;
 use crate::run_folder::RunFolder;
@@ -52,6 +53,8 @@ pub(crate) struct Run<'a> {
     pub(crate) peak_flops: f64,
     /// What is made to go wrong.
     pub(crate) faults: Faults,
+    /// The gradient noise scale of this start.
+    pub(crate) noise_scale: NoiseScale,
     folder: RunFolder,
     generation: u64,
     resume: Option<Loaded>,
@@ -118,6 +121,7 @@ impl<'a> Run<'a> {
             reporter,
             peak_flops,
             faults: process.faults.clone(),
+            noise_scale: NoiseScale::default(),
             folder,
             generation,
             resume,

@@ -64,6 +64,9 @@ pub(crate) struct Agreed {
     pub(crate) nats: f64,
     /// The sum of all squares of its gradient.
     pub(crate) squares: f64,
+    /// Into how many parts the batch was divided, and the sum of all squares of their gradients, each
+    /// scaled as the whole is; if they were asked for.
+    pub(crate) parts: Option<(u64, f64)>,
     /// Some rank was asked to stop.
     pub(crate) stop: bool,
     /// Every rank has ended writing the checkpoint in flight.
@@ -114,14 +117,17 @@ impl<'a> Saver<'a> {
         let outcome = self.in_flight.as_mut().and_then(|flight| flight.writer.finished());
         let (ended, failed) = (outcome.is_some(), matches!(outcome, Some(Err(_))));
         let flags = [stop.is_raised(), ended, failed].map(flag);
-        let sums = [gradient.nats().parts(), gradient.squares.clone().parts()];
+        let mut sums = vec![gradient.nats().parts(), gradient.squares.clone().parts()];
+        sums.extend(gradient.own.as_ref().map(|own| own.squares.clone().parts()));
         let mut values = [&flags[..], sums.as_flattened()].concat();
         self.comm.all_reduce_f64(&mut values)?;
         let (flags, sums) = values.split_at(flags.len());
-        let (nats, squares) = sums.split_at(ExactSum::PARTS);
+        let mut sums = sums.chunks_exact(ExactSum::PARTS).map(|parts| ExactSum::from_parts(parts).value());
+        let mut sum = || sums.next().expect("as many sums as went in");
         Ok(Agreed {
-            nats: ExactSum::from_parts(nats).value(),
-            squares: ExactSum::from_parts(squares).value(),
+            nats: sum(),
+            squares: sum(),
+            parts: gradient.own.as_ref().map(|own| (own.parts, sum())),
             stop: flags[0] > 0.0,
             saved: flags[1] == self.comm.world_size() as f64,
             failed: flags[2] > 0.0,

@@ -148,7 +148,7 @@ fn train_step(
     let spoiled =
         run.faults.of_step(progress.step + 1, comm.rank(), &run.samples, positions.clone(), first_position);
 
-    engine.begin(plan.grad_accum_steps, false);
+    engine.begin(plan.grad_accum_steps, run.reporter.tells(progress.step + 1));
     for micro_step in 0..plan.grad_accum_steps {
         let positions = plan.samples(progress.samples, comm.rank(), micro_step);
         let samples = run.samples.numbers(positions.clone());
@@ -195,6 +195,7 @@ fn train_step(
         mfu: flops / seconds / run.peak_flops,
         seconds,
         phases: timing.take(),
+        noise_scale_tokens: run.noise_scale.of_step(&agreed, plan.global_tokens()),
     };
     Ok((Outcome::Updated(report), agreed))
 }
