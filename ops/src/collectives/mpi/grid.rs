@@ -2,16 +2,17 @@
 //!
 //! Owns the pipeline and its scratch memory. Refuses to know jobs, tensors and who asked.
 //!
-//! A buffer is cut into one slice per rank, a slice into pieces. A piece passes up to five stages: ranks
-//! *publish* to their node what others will sum; each *sums* its slices over the node; slices go to
-//! their owners on other nodes, which *merge* them; the sums go back and are *spread* on each node;
-//! each rank *collects* them. All ranks run round after round, a different piece at each stage, and
-//! wait at the end of a round for its messages and for their node. What one stage writes another
-//! reads a round later, so two slots of scratch suffice, alternating with the piece.
+//! A buffer is cut into one slice per rank, a slice into pieces. A piece passes up to six stages: ranks
+//! *publish* to their node what others will sum; each *sums* its slices over the node; these are
+//! *exchanged* with their owners on other nodes, which *merge* them; the sums go back and are *spread*
+//! on each node; each rank *collects* them. All ranks run round after round, a different piece at each
+//! stage, and wait in each round for the messages of the one before, and for their node. What one stage
+//! writes another reads a round later, so two slots of scratch suffice, alternating with the piece.
 //!
 //! Ranks of a node that can reach into each other's buffers need neither publish nor collect, nor wait
 //! for each other but at the end: a slice is summed from all buffers and spread to all of them by
-//! the one rank of the node that handles it, and nobody else touches it.
+//! the one rank of the node that handles it, and nobody else touches it. They sum before they wait,
+//! so that messages travel meanwhile.
 
 use super::pass::{Pass, Piece};
 use super::raw::{self, Comm, Request};
@@ -58,10 +59,14 @@ struct Scratch {
 enum Stage {
     Publish,
     SumNode,
+    Exchange,
     Merge,
     Spread,
     Collect,
 }
+
+/// Stages with the number of rounds by which each follows the first.
+type Schedule = Vec<(Stage, usize)>;
 
 impl Grid {
     /// A grid whose pieces hold about `piece_bytes` of the buffer. Collective over all its ranks.
@@ -121,26 +126,24 @@ impl Grid {
         fence(Ordering::SeqCst); // what others wrote into their buffers before they began
         self.sent_bytes = self.shown_bytes(pass);
         let copied = pass.buffers.len() < self.local_size;
-        let schedule = self.schedule(pass);
-        let last_lag = schedule.iter().map(|&(_, lag)| lag).max().unwrap_or(0);
+        let (before, after) = self.schedule(pass);
+        let last_lag = before.iter().chain(&after).map(|&(_, lag)| lag).max().unwrap_or(0);
         let pieces = pass.slice_numel.min(pass.numel).div_ceil(self.piece);
         let mut requests = Vec::new();
         for round in 0..(if pieces == 0 { 0 } else { pieces + last_lag }) {
-            for &(stage, lag) in &schedule {
-                let Some(index) = round.checked_sub(lag).filter(|&index| index < pieces) else { continue };
-                let offset = index * self.piece;
-                let numel = self.piece.min(pass.slice_numel - offset);
-                let piece = Piece { pass, offset, numel, slot: index % 2 };
-                // SAFETY: by this function's contract; stages run one after the other.
-                unsafe { self.stage(stage, &piece, &mut requests) }?;
-            }
+            // SAFETY: by this function's contract; stages run one after the other.
+            unsafe { self.stages(&before, pass, round, &mut requests) }?;
+            raw::wait(&mut requests)?;
+            fence(Ordering::SeqCst);
+            // SAFETY: as above.
+            unsafe { self.stages(&after, pass, round, &mut requests) }?;
             if copied {
                 fence(Ordering::SeqCst);
                 requests.push(self.node_comm.start_barrier()?);
             }
-            raw::wait(&mut requests)?;
-            fence(Ordering::SeqCst);
         }
+        raw::wait(&mut requests)?;
+        fence(Ordering::SeqCst);
         if !copied {
             self.node_barrier()?;
         }
@@ -158,43 +161,55 @@ impl Grid {
         Ok(())
     }
 
-    /// The stages a pass needs, and how many rounds after the first each is.
-    fn schedule(&self, pass: &Pass) -> Vec<(Stage, usize)> {
+    /// The stages a pass needs, and how many rounds after the first each is: those that need nothing of the
+    /// round before, and those that do.
+    fn schedule(&self, pass: &Pass) -> (Schedule, Schedule) {
         let copied = pass.buffers.len() < self.local_size;
         let (on_node, between) = (usize::from(copied), usize::from(self.nodes > 1));
         let (mut stages, mut lag) = (Vec::new(), 0);
         if pass.reduce {
-            stages.extend([(Stage::Publish, 0), (Stage::SumNode, on_node)]);
+            stages.extend([(Stage::Publish, 0), (Stage::SumNode, on_node), (Stage::Exchange, on_node)]);
             lag = on_node + between;
         }
-        if pass.reduce && self.nodes > 1 || pass.gather {
+        if pass.reduce || pass.gather {
             stages.push((Stage::Merge, lag));
         }
         if pass.gather {
             stages.extend([(Stage::Spread, lag + between), (Stage::Collect, lag + between + on_node)]);
         }
-        if !copied {
-            stages.retain(|(stage, _)| !matches!(stage, Stage::Publish | Stage::Collect));
-        }
-        stages
+        stages.retain(|(stage, _)| match stage {
+            Stage::Publish | Stage::Collect => copied,
+            Stage::Exchange | Stage::Merge => self.nodes > 1,
+            Stage::SumNode | Stage::Spread => true,
+        });
+        stages.into_iter().partition(|&(stage, _)| stage == Stage::SumNode && !copied)
     }
 
     /// # Safety
-    /// As [`Grid::run`]; the shared memory is used as the module header says.
-    unsafe fn stage(
+    /// As [`Grid::run`]; scratch and shared memory are used as the module header says.
+    unsafe fn stages(
         &mut self,
-        stage: Stage,
-        piece: &Piece,
+        schedule: &Schedule,
+        pass: &Pass,
+        round: usize,
         requests: &mut Vec<Request>,
     ) -> Result<(), CommError> {
-        // SAFETY: handed on.
-        unsafe {
-            match stage {
-                Stage::Publish => self.publish(piece),
-                Stage::SumNode => return self.sum_node(piece, requests),
-                Stage::Merge => return self.merge(piece, requests),
-                Stage::Spread => self.spread(piece),
-                Stage::Collect => self.collect(piece),
+        let pieces = pass.slice_numel.min(pass.numel).div_ceil(self.piece);
+        for &(stage, lag) in schedule {
+            let Some(index) = round.checked_sub(lag).filter(|&index| index < pieces) else { continue };
+            let offset = index * self.piece;
+            let numel = self.piece.min(pass.slice_numel - offset);
+            let piece = &Piece { pass, offset, numel, slot: index % 2 };
+            // SAFETY: handed on.
+            unsafe {
+                match stage {
+                    Stage::Publish => self.publish(piece),
+                    Stage::SumNode => self.sum_node(piece),
+                    Stage::Exchange => self.exchange(piece, requests)?,
+                    Stage::Merge => self.merge(piece, requests)?,
+                    Stage::Spread => self.spread(piece),
+                    Stage::Collect => self.collect(piece),
+                }
             }
         }
         Ok(())
@@ -224,63 +239,70 @@ impl Grid {
         }
     }
 
-    /// Sums over the node the slices of the ranks with this local rank, one per node; with several
-    /// nodes, starts sending them to these ranks, and receiving what belongs to this one.
-    unsafe fn sum_node(&mut self, piece: &Piece, requests: &mut Vec<Request>) -> Result<(), CommError> {
-        let kind = if piece.pass.rounds() { Rows::Rounded } else { Rows::Fp32 };
+    /// Sums over the node the slices of the ranks with this local rank, one per node: into all copies on the
+    /// only node, else into scratch memory, unless one rank's fp32 is the sum already.
+    unsafe fn sum_node(&mut self, piece: &Piece) {
+        let pass = piece.pass;
+        let kind = if pass.rounds() { Rows::Rounded } else { Rows::Fp32 };
         for node in 0..self.nodes {
             let rank = self.rank_of(node, self.local_rank);
             let (numel, rows) = (piece.len(rank), self.contributions(piece, rank));
-            let mut row = rows[self.local_rank.min(rows.len() - 1)];
+            let (mut copies, mut bf16) = (Vec::new(), std::ptr::null_mut());
             if self.nodes == 1 {
-                let copies = self.copies(piece, rank);
-                let fp32 = if piece.pass.gather { copies.as_slice() } else { &copies[..1] };
-                let to =
-                    Sum { fp32, bf16: std::ptr::null_mut(), round: piece.pass.rounds() && piece.pass.gather };
-                // SAFETY: contributions were published a round ago, or are in buffers of ranks that have
-                // begun; this slice is this rank's to handle on this node.
-                unsafe { sum(&rows, kind, numel, to) };
-                return Ok(());
+                copies = self.copies(piece, rank);
+                copies.truncate(if pass.gather { copies.len() } else { 1 });
+            } else if pass.rounds() {
+                bf16 = self.row(Of::Sums, piece.slot, node).cast();
+            } else if self.local_size > 1 {
+                copies.push(self.row(Of::Sums, piece.slot, node).cast());
+            } else {
+                continue;
             }
-            if self.local_size > 1 || piece.pass.rounds() {
-                let sums = self.row(Of::Sums, piece.slot, node);
-                let (fp32, bf16) = match piece.pass.rounds() {
-                    true => (None, sums.cast()),
-                    false => (Some(sums.cast()), std::ptr::null_mut()),
-                };
-                // SAFETY: as above; no message in flight uses this slot of the scratch memory.
-                unsafe { sum(&rows, kind, numel, Sum { fp32: fp32.as_slice(), bf16, round: false }) };
-                row = sums;
-            }
-            if node != self.node {
-                let own_bytes = piece.len(self.rank()) * piece.pass.wire_width;
-                let part = self.row(Of::Parts, piece.slot, node);
-                // SAFETY: rows of this slot, or of the buffer, that are used again when this round's
-                // requests are complete.
-                unsafe {
-                    self.send(row, numel * piece.pass.wire_width, node, CONTRIBUTION, requests)?;
-                    self.peers.start_receive(part, own_bytes, node, CONTRIBUTION, requests)?;
-                }
+            let to = Sum { fp32: &copies, bf16, round: pass.rounds() && pass.gather };
+            // SAFETY: contributions were published a round ago, or are in buffers of ranks that have begun;
+            // this slice is this rank's to handle on this node, and no message in flight uses this slot.
+            unsafe { sum(&rows, kind, numel, to) };
+        }
+    }
+
+    /// Starts sending the node's sums to their owners, and receiving the other nodes' sums of this
+    /// rank's slice.
+    unsafe fn exchange(&mut self, piece: &Piece, requests: &mut Vec<Request>) -> Result<(), CommError> {
+        let (here, width) = (self.node, piece.pass.wire_width);
+        let own_bytes = piece.len(self.rank()) * width;
+        for node in (0..self.nodes).filter(|&node| node != here) {
+            let rank = self.rank_of(node, self.local_rank);
+            let (from, to) = (self.node_sum(piece, node), self.row(Of::Parts, piece.slot, node));
+            // Sends first: with receives first Open MPI 4.1 uses a TCP link in one direction at a time.
+            // SAFETY: rows of this slot, or slices of the buffer, that are used again when the requests are
+            // complete.
+            unsafe {
+                self.send(from, piece.len(rank) * width, node, CONTRIBUTION, requests)?;
+                self.peers.start_receive(to, own_bytes, node, CONTRIBUTION, requests)?;
             }
         }
         Ok(())
     }
 
+    /// Where the node's sum is of the slice of this rank's peer on another node, or of its own.
+    fn node_sum(&mut self, piece: &Piece, node: usize) -> *mut u8 {
+        if self.local_size > 1 || piece.pass.rounds() {
+            self.row(Of::Sums, piece.slot, node)
+        } else {
+            self.own(piece, self.rank_of(node, self.local_rank))
+        }
+    }
+
     /// Sums the nodes' sums of this rank's slice, and starts sending the slice to its peers and receiving
     /// theirs.
     unsafe fn merge(&mut self, piece: &Piece, requests: &mut Vec<Request>) -> Result<(), CommError> {
-        if self.nodes == 1 {
-            return Ok(());
-        }
-        let (pass, numel) = (piece.pass, piece.len(self.rank()));
+        let (pass, numel, here) = (piece.pass, piece.len(self.rank()), self.node);
         let own = self.own(piece, self.rank());
         let wire = self.row(Of::Own, piece.slot, 0);
-        let summed = self.local_size > 1 || pass.rounds();
         if pass.reduce {
             let rows: Vec<*const u8> = (0..self.nodes)
-                .map(|node| match node == self.node {
-                    true if summed => self.row(Of::Sums, piece.slot, node).cast_const(),
-                    true => own.cast_const(),
+                .map(|node| match node == here {
+                    true => self.node_sum(piece, node).cast_const(),
                     false => self.row(Of::Parts, piece.slot, node).cast_const(),
                 })
                 .collect();
@@ -293,7 +315,6 @@ impl Grid {
         if !pass.gather {
             return Ok(());
         }
-        let here = self.node;
         for node in (0..self.nodes).filter(|&node| node != here) {
             let rank = self.rank_of(node, self.local_rank);
             let from = if pass.rounds() { wire } else { own };

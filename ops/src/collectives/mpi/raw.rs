@@ -19,7 +19,7 @@ const LEFT: u8 = 2;
 /// How long a wait polls without sleeping.
 const SPIN: Duration = Duration::from_millis(1);
 const SHORTEST_SLEEP: Duration = Duration::from_micros(50);
-const LONGEST_SLEEP: Duration = Duration::from_micros(500);
+const LONGEST_SLEEP: Duration = Duration::from_micros(250);
 
 fn check(call: &'static str, code: c_int) -> Result<(), CommError> {
     if code == ffi::MPI_SUCCESS as c_int {

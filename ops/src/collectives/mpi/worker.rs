@@ -116,7 +116,7 @@ impl Worker {
 
     /// The grid of nodes if ranks can share memory on each, else every rank a node of its own.
     fn grid(options: &Options, world: Comm, node_comm: Comm, layout: &Layout) -> Result<Grid, CommError> {
-        let piece_bytes = options.piece_bytes.unwrap_or(if layout.nodes == 1 { 1 << 20 } else { 4 << 20 });
+        let piece_bytes = options.piece_bytes.unwrap_or(if layout.nodes == 1 { 1 << 20 } else { 8 << 20 });
         let several = layout.nodes < world.rank_and_size()?.1;
         if several && options.shared_memory && layout.nested {
             if let Some((shared, piece_bytes)) = share(piece_bytes, world, node_comm, layout)? {
