@@ -2,7 +2,7 @@
 # scripts/setup, once. One build profile, release, serves all of them.
 
 .DEFAULT_GOAL := help
-.PHONY: help setup build demo test test-full lint parity
+.PHONY: help setup build demo test test-full lint parity bench
 export PATH := $(CURDIR)/.local/bin:$(PATH)
 
 help: # List the targets
@@ -36,3 +36,6 @@ lint: # Check formatting, and all that clippy has to say
 parity: # Compare the golden files with PyTorch and transformers (installs them, 5 GB)
 	@scripts/setup --reference
 	@for script in tests/reference/*_golden.py; do .local/reference/bin/python $$script --check || exit; done
+
+bench: build # Measure parts of a step beside a reference: a table, and target/bench/*.json
+	@scripts/bench

@@ -31,6 +31,8 @@ mod error;
 mod generate;
 mod gpu_check;
 
+pub mod bench;
+
 pub use engine::{Engine, Gradient, MicroBatch};
 pub use error::TrainError;
 pub use generate::{Sampling, generate};

@@ -5,6 +5,7 @@
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use configs::{Exit, Fault, RunConfig};
 use ops::collectives::{Communicator, DeviceSums, abort_on_panic, serve};
+use std::io::Write;
 use std::path::PathBuf;
 use std::time::Duration;
 use trainer::{Faults, Log, Part, Process, StopFlag, TrainError};
@@ -21,9 +22,25 @@ struct Cli {
 enum Command {
     /// Train, or go on with, the run that a configuration describes
     Train(TrainArgs),
+    /// Measure parts of a step against a reference, and write target/bench/*.json
+    #[command(subcommand)]
+    Bench(Bench),
     /// Compare a GPU with the CPU, and time it: `scripts/gpu-check` runs the parts
     #[command(hide = true)]
     GpuCheck(GpuCheckArgs),
+}
+
+#[derive(Subcommand)]
+enum Bench {
+    /// Sums and gathers of 124M gradients, against memory on one node and a plain message between nodes
+    Collectives {
+        /// Measured turns of each side
+        #[arg(long, default_value_t = 7)]
+        turns: usize,
+        /// Part of the gradients that is taken
+        #[arg(long, default_value_t = 1.0)]
+        fraction: f64,
+    },
 }
 
 #[derive(Args)]
@@ -83,6 +100,7 @@ fn main() {
     abort_on_panic(&*comm);
     let outcome = match &cli.command {
         Command::Train(args) => train(args, &mut comm, stop, log),
+        Command::Bench(what) => bench(what, &*comm),
         Command::GpuCheck(args) => gpu_check(args, &mut comm),
     };
     match outcome {
@@ -127,4 +145,18 @@ fn gpu_check(args: &GpuCheckArgs, comm: &mut Box<dyn Communicator>) -> Result<Ex
         CheckPart::Report => return trainer::gpu_check_report(&args.out),
     };
     trainer::gpu_check(part, &args.out, args.device == CheckDevice::Cpu, comm)
+}
+
+fn bench(what: &Bench, comm: &dyn Communicator) -> Result<Exit, TrainError> {
+    let (name, cases) = match what {
+        Bench::Collectives { turns, fraction } => {
+            let name = if comm.place().nodes == 1 { "collectives" } else { "link" };
+            (name, trainer::bench::collectives(comm, *turns, *fraction)?)
+        }
+    };
+    if comm.rank() == 0 {
+        let table = trainer::bench::report(name, &cases)?;
+        let _ = std::io::stdout().write_all(table.as_bytes());
+    }
+    Ok(Exit::Done)
 }

@@ -96,7 +96,8 @@ pub struct Place {
 
 /// The collectives a data-parallel run needs, and nothing else.
 ///
-/// Every method but `place`, its shorthands, `device`, `traffic` and `abort` is collective: all ranks call it, in the same
+/// Every method but `place`, its shorthands, `device`, `traffic` and `abort` is collective: all ranks call
+/// it, in the same
 /// order, with the same operation and sizes, one thread at a time. A failed collective leaves the
 /// group unusable; the only correct reaction is `abort`. An MPI error or the death of a peer ends the
 /// rank by itself.
