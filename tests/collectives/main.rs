@@ -6,9 +6,15 @@
 
 #![allow(clippy::unwrap_used)] // unwrap is how a test fails
 
+#[path = "../support/nodes.rs"]
+#[allow(dead_code, unreachable_pub)] // as above
+mod nodes;
 #[path = "../support/process.rs"]
 #[allow(dead_code, unreachable_pub)] // as in tests/support/mod.rs: each target uses its own part
 mod process;
+
+mod huge;
+mod places;
 
 use ops::collectives::{self, Communicator, Options, Staged};
 use process::{Command, Finished};
@@ -43,10 +49,12 @@ fn nodes_of_two_ranks_pass_the_suite() {
 
 #[test]
 fn ranks_with_buffers_on_a_device_pass_the_suite_through_host_memory() {
-    // The device is the CPU here, with the copies of one that is not.
+    // The device is the CPU here, with the copies of one that is not; host memory is buffers that ranks
+    // made together, so this is also the suite over these.
     for ranks in [2, 3, 4] {
         mpirun(ranks, "suite", "staged").expect_code(0);
     }
+    mpirun(4, "suite", "staged nodes of two").expect_code(0);
 }
 
 #[test]
@@ -108,15 +116,19 @@ fn mpirun(ranks: usize, body: &str, path: &str) -> Finished {
     // One start at a time: ranks poll, and cores are few.
     static TURN: Mutex<()> = Mutex::new(());
     let _turn = TURN.lock().unwrap_or_else(PoisonError::into_inner);
-    let ended = Command::new("mpirun")
-        .args(["-n", &ranks.to_string(), "--oversubscribe", "--bind-to", "none"])
-        .args([std::env::current_exe().unwrap()])
-        .args(SELECT)
-        .env(BODY, body)
-        .env(PATH, path)
-        .run();
+    let command = Command::new("mpirun").args(mpirun_arguments(ranks));
+    let ended = as_ranks(command, body, path).run();
     assert!(ended.survivors.is_empty(), "left behind {ended:?}");
     ended
+}
+
+fn mpirun_arguments(ranks: usize) -> [String; 5] {
+    ["-n", &ranks.to_string(), "--oversubscribe", "--bind-to", "none"].map(str::to_owned)
+}
+
+/// A command that starts processes, given this executable as ranks.
+fn as_ranks(command: Command, body: &str, path: &str) -> Command {
+    command.args([std::env::current_exe().unwrap()]).args(SELECT).env(BODY, body).env(PATH, path)
 }
 
 /// This executable as a rank without mpirun.
@@ -130,11 +142,12 @@ const SELECT: [&str; 3] = ["--exact", "what_a_rank_does", "--nocapture"];
 #[test]
 fn what_a_rank_does() {
     let Ok(body) = std::env::var(BODY) else { return };
+    tracing_subscriber::fmt().with_writer(std::io::stderr).init();
     let small = Options { piece_bytes: Some(64 << 10), ..Options::default() }; // many pieces
     let options = match std::env::var(PATH).unwrap().as_str() {
         "default" | "staged" => Options::default(),
         "messages" => Options { shared_memory: false, ..small },
-        "nodes of two" => Options { ranks_per_node: Some(2), ..small },
+        "nodes of two" | "staged nodes of two" => Options { ranks_per_node: Some(2), ..small },
         other => panic!("unknown path {other:?}"),
     };
     let comm = match collectives::init_with(&options) {
@@ -146,12 +159,13 @@ fn what_a_rank_does() {
         }
     };
     let comm: Box<dyn Communicator> = match std::env::var(PATH).unwrap().as_str() {
-        "staged" => Box::new(Staged::new(comm, tch::Device::Cpu)),
+        path if path.starts_with("staged") => Box::new(Staged::new(comm, tch::Device::Cpu)),
         _ => comm,
     };
     collectives::abort_on_panic(&*comm);
     match body.as_str() {
         "suite" => suite(&*comm),
+        "huge" => huge::gather(&*comm),
         "mismatch" => mismatch(&*comm),
         "alone" => assert_eq!((comm.rank(), comm.world_size()), (0, 1)),
         failure => fail(comm, failure),

@@ -4,9 +4,11 @@
 // Each test target uses its own part of this, and none is a library; unwrap is how a test fails.
 #![allow(dead_code, unreachable_pub, unused_imports, clippy::unwrap_used)]
 
+mod nodes;
 mod process;
 mod tiny;
 
+pub use nodes::Nodes;
 pub use process::{Command, Finished, Running};
 pub use tiny::{metrics, of_kind, steps, tiny_run};
 

@@ -70,7 +70,7 @@ impl Communicator for Staged {
             return Ok(Pending::done()); // nothing to add; on the CPU it is copied all the same, as a trial
         }
         let mut line = lock(&self.line);
-        let host = line.host_memory(buffer)?;
+        let host = line.host_memory(buffer, &*self.inner)?;
         let (out, back) = travels(operation, buffer.numel(), self.inner.rank());
         copy(&host, buffer, &out)?; // waits until the device has computed it
         let inner = self.inner.start(operation, &host)?;
@@ -99,14 +99,17 @@ impl Communicator for Staged {
 }
 
 impl Line {
-    /// Host memory for a buffer, page-locked where that makes copies faster.
-    fn host_memory(&mut self, like: &Tensor) -> Result<Tensor, CommError> {
+    /// Host memory for a buffer: page-locked if that makes copies faster, else such as ranks reach into.
+    fn host_memory(&mut self, like: &Tensor, inner: &dyn Communicator) -> Result<Tensor, CommError> {
         let fits = |spare: &Tensor| spare.numel() == like.numel() && spare.kind() == like.kind();
         if let Some(index) = self.spare.iter().position(fits) {
             return Ok(self.spare.swap_remove(index));
         }
+        if !like.device().is_cuda() {
+            return inner.buffer(like.numel(), like.kind());
+        }
         let host = Tensor::f_empty([like.numel() as i64], (like.kind(), Device::Cpu))?;
-        Ok(if like.device().is_cuda() { host.f_pin_memory(like.device())? } else { host })
+        Ok(host.f_pin_memory(like.device())?)
     }
 
     /// Brings back what was started up to a number, in the order in which it was.
