@@ -41,6 +41,14 @@ enum Bench {
         #[arg(long, default_value_t = 1.0)]
         fraction: f64,
     },
+    /// Memory of parameters, gradients and optimizer state, against the formula
+    Memory {
+        /// The run's configuration; its data need not exist if it has a vocabulary
+        config: PathBuf,
+        /// Set a key over the file: section.key=value
+        #[arg(long = "set", value_name = "KEY=VALUE")]
+        sets: Vec<String>,
+    },
 }
 
 #[derive(Args)]
@@ -151,11 +159,17 @@ fn bench(what: &Bench, comm: &dyn Communicator) -> Result<Exit, TrainError> {
     let (name, cases) = match what {
         Bench::Collectives { turns, fraction } => {
             let name = if comm.place().nodes == 1 { "collectives" } else { "link" };
-            (name, trainer::bench::collectives(comm, *turns, *fraction)?)
+            (name.to_string(), trainer::bench::collectives(comm, *turns, *fraction)?)
+        }
+        Bench::Memory { config, sets } => {
+            let config: RunConfig = configs::load(config, sets, &dataloader::vocab_size)?;
+            ops::device::configure_process(config.parallel.threads);
+            let shard = format!("{:?}", config.parallel.shard).to_lowercase();
+            (format!("memory-{}-{shard}", config.run.name), trainer::bench::memory(&config, comm)?)
         }
     };
     if comm.rank() == 0 {
-        let table = trainer::bench::report(name, &cases)?;
+        let table = trainer::bench::report(&name, &cases)?;
         let _ = std::io::stdout().write_all(table.as_bytes());
     }
     Ok(Exit::Done)

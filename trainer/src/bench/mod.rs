@@ -2,8 +2,10 @@
 //! Knows nothing of what is measured; each kind has a module of its own.
 
 mod collectives;
+mod memory;
 
 pub use collectives::collectives;
+pub use memory::memory;
 
 use crate::error::TrainError;
 use serde::Serialize;
