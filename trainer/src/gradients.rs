@@ -119,8 +119,9 @@ impl<'a> Gradients<'a> {
     /// of the parts if `own_squares`.
     pub fn begin(&mut self, leaves: u64, own_squares: bool) {
         (self.leaves, self.leaf) = (leaves, 0);
-        for slot in &mut self.slots {
-            let _ = slot.sum.zero_();
+        if self.tree.is_none() {
+            // With a tree each leaf starts at zero, and the last leaves the sum.
+            self.slots.iter_mut().for_each(|slot| drop(slot.sum.zero_()));
         }
         let ranks = self.comm.world_size() as u64;
         let parts = if self.takes_every_leaf() { leaves * ranks } else { ranks };
