@@ -6,6 +6,7 @@
 //! reading TOML.
 
 mod batch;
+mod data;
 mod exit;
 mod fault;
 mod load;
@@ -23,6 +24,7 @@ mod shards;
 mod traffic;
 
 pub use batch::{BatchError, BatchPlan, Leaves};
+pub use data::{DataConfig, SourceConfig};
 pub use exit::Exit;
 pub use fault::{Fault, FaultError};
 pub use load::{ConfigError, Problem, load, parse};
@@ -34,8 +36,8 @@ pub use ramp::{Batches, Stage};
 pub use random::Philox;
 pub use raw::RawConfig;
 pub use run::{
-    BatchConfig, BatchRamp, CheckpointConfig, DataConfig, EvalConfig, GuardConfig, MetricsConfig,
-    OptimConfig, RunConfig, RunSection,
+    BatchConfig, BatchRamp, CheckpointConfig, EvalConfig, GuardConfig, MetricsConfig, OptimConfig, RunConfig,
+    RunSection,
 };
 pub use schedule::{Budget, Schedule, ScheduleKind};
 pub use segments::{Init, SegmentSpec, TensorSpec, segments};

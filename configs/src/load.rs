@@ -2,7 +2,7 @@
 //! suggestion, as many at once as can be known. The only I/O of this crate.
 
 use crate::RunConfig;
-use crate::raw::{RawConfig, SECTIONS};
+use crate::raw::{LISTS, RawConfig, SECTIONS};
 use std::fmt;
 use std::path::{Path, PathBuf};
 use toml::de::DeTable;
@@ -96,7 +96,8 @@ fn read_with_bases(file: &Path, above: &mut Vec<PathBuf>) -> Result<toml::Table,
     Ok(merged)
 }
 
-/// Lays `top` over `base`, section by section. A budget replaces the other kind of budget.
+/// Lays `top` over `base`, section by section. A budget replaces the other kind of budget, and a folder
+/// of training data a list of them.
 fn overlay(base: &mut toml::Table, top: toml::Table) {
     for (section, values) in top {
         let toml::Value::Table(values) = values else { continue };
@@ -105,6 +106,10 @@ fn overlay(base: &mut toml::Table, top: toml::Table) {
         if section == "schedule" && (values.contains_key("max_steps") || values.contains_key("max_tokens")) {
             below.remove("max_steps");
             below.remove("max_tokens");
+        }
+        if section == "data" && (values.contains_key("train") || values.contains_key("source")) {
+            below.remove("train");
+            below.remove("source");
         }
         below.extend(values);
     }
@@ -171,6 +176,18 @@ fn check_keys(file: &Path, text: &str) -> Result<(), Vec<Problem>> {
             let word: &str = key.get_ref();
             if !keys.contains(&word) {
                 refuse(key.span(), unknown("key", &format!("{name}.{word}"), word, keys.iter().copied()));
+            }
+        }
+        for &(_, list, keys) in LISTS.iter().filter(|(section, ..)| *section == name) {
+            let items = table.iter().filter(|(key, _)| key.get_ref() == list);
+            let items =
+                items.filter_map(|(_, value)| value.get_ref().as_array()).flat_map(|list| list.iter());
+            for key in items.filter_map(|item| item.get_ref().as_table()).flat_map(|item| item.keys()) {
+                let word: &str = key.get_ref();
+                if !keys.contains(&word) {
+                    let shown = format!("{word} of [[{name}.{list}]]");
+                    refuse(key.span(), unknown("key", &shown, word, keys.iter().copied()));
+                }
             }
         }
     }
@@ -330,6 +347,39 @@ max_steps = 10
         let error =
             load(&file, &[], &|folder| Err(format!("{} is not there", folder.display()))).unwrap_err();
         assert!(error.to_string().contains("data.train: data/train is not there"), "{error}");
+    }
+
+    const MIXTURE: &str =
+        "[[data.source]]\npath = \"a\"\nweight = 0.6\n[[data.source]]\npath = \"b\"\nweight = 2\n";
+
+    #[test]
+    fn a_mixture_has_weights_of_any_sum_and_takes_the_place_of_one_folder() {
+        let text = GOOD.replace("[data]\ntrain = \"data/train\"\n", MIXTURE);
+        let config = load_text(&text, &["data.val=v"]).unwrap();
+        let weights: Vec<f64> = config.data.sources().iter().map(|source| source.weight).collect();
+        assert_eq!((config.data.train_key(), weights), ("data.source", vec![0.6, 2.0]));
+        assert_eq!(parse(&config.to_toml()).unwrap(), config);
+        let folder = tempfile::tempdir().unwrap();
+        std::fs::write(folder.path().join("base.toml"), GOOD).unwrap();
+        let child = folder.path().join("child.toml");
+        std::fs::write(&child, format!("extends = \"base.toml\"\n{MIXTURE}")).unwrap();
+        assert_eq!(load(&child, &[], &|_| Ok(257)).unwrap().data.source, config.data.source);
+    }
+
+    #[test]
+    fn a_mixture_that_cannot_be_is_refused_source_by_source() {
+        let told = problems(&GOOD.replace("[batch]", &format!("{MIXTURE}[batch]")), &[]);
+        assert!(told.contains("stands beside [[data.source]]; keep one"), "{told}");
+        let text = GOOD.replace("[data]\ntrain = \"data/train\"\n", MIXTURE);
+        let told = problems(&text.replace("weight = 2", "weight = -2"), &[]);
+        assert!(told.contains("data.source: \"b\" has weight -2, expected a positive number"), "{told}");
+        let told = problems(&text.replace("path = \"b\"\nweight = 2", ""), &[]);
+        assert!(told.contains("has no path") && told.contains("\"\" has no weight"), "{told}");
+        let told = problems(&text.replace("weight = 2", "wieght = 2"), &[]);
+        assert!(
+            told.contains("tiny.toml:13: unknown key wieght of [[data.source]]; did you mean weight?"),
+            "{told}"
+        );
     }
 
     #[test]

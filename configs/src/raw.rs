@@ -62,7 +62,11 @@ section! {
 }
 section! {
     /// `[data]` as typed.
-    RawData { train: String, val: String }
+    RawData { train: String, val: String, source: Vec<RawSource> }
+}
+section! {
+    /// One `[[data.source]]` as typed.
+    RawSource { path: String, weight: f64 }
 }
 section! {
     /// `[batch]` as typed.
@@ -117,3 +121,6 @@ pub(crate) const SECTIONS: &[(&str, &[&str])] = &[
     ("guard", RawGuard::KEYS),
     ("metrics", RawMetrics::KEYS),
 ];
+
+/// Keys that hold a list of tables, by section and key, with the keys of these.
+pub(crate) const LISTS: &[(&str, &str, &[&str])] = &[("data", "source", RawSource::KEYS)];

@@ -3,6 +3,7 @@
 //! that it is read from.
 
 use crate::batch::nearest;
+use crate::data::{DataConfig, resolve_data};
 use crate::load::Problem;
 use crate::raw::{RawBatch, RawConfig, RawGuard, RawModel, RawOptim, RawParallel, RawSchedule};
 use crate::{
@@ -51,16 +52,6 @@ pub struct RunSection {
     pub dir: PathBuf,
     /// Seed of the weights and the data order; 1337 by default.
     pub seed: u64,
-}
-
-/// `[data]`: folders written by `phalanx data prepare`.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-pub struct DataConfig {
-    /// What is trained on.
-    pub train: PathBuf,
-    /// What is validated on; no validation without it.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub val: Option<PathBuf>,
 }
 
 /// `[batch]`
@@ -157,10 +148,7 @@ impl RunConfig {
             seed: raw.run.seed.unwrap_or(1337),
         };
 
-        let data = DataConfig {
-            train: PathBuf::from(required(raw.data.train, "data.train", &mut problems)),
-            val: raw.data.val.map(PathBuf::from),
-        };
+        let data = resolve_data(raw.data, &mut problems);
         let model = resolve_model(raw.model, &data, vocabulary_of, &mut problems);
         let batch = resolve_batch(&raw.batch, model.seq_len, &mut problems);
         let optim = resolve_optim(raw.optim, &mut problems);
@@ -268,15 +256,7 @@ fn resolve_model(
         n_head: required(raw.n_head, "model.n_head", problems),
         n_embd: required(raw.n_embd, "model.n_embd", problems),
         seq_len: required(raw.seq_len, "model.seq_len", problems),
-        vocab_size: raw.vocab_size.unwrap_or_else(|| {
-            if data.train.as_os_str().is_empty() {
-                return 1; // already a problem: data.train is missing
-            }
-            vocabulary_of(&data.train).unwrap_or_else(|why| {
-                problems.push(Problem::key("data.train", why));
-                1
-            })
-        }),
+        vocab_size: raw.vocab_size.unwrap_or_else(|| data.vocab_size(vocabulary_of, problems)),
         attention: raw.attention.unwrap_or_else(|| vec![Pattern::Dense]),
         norm: raw.norm.unwrap_or_default(),
         dropout: raw.dropout.unwrap_or(0.0),

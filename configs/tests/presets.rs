@@ -163,3 +163,11 @@ fn the_table_of_modes_in_the_documentation_is_what_the_formulas_say() {
     let table = rows.collect::<Vec<String>>().join("\n");
     assert!(text.contains(&table), "docs/PARALLEL.md should have\n{table}");
 }
+
+#[test]
+fn gpt3s_mixture_has_the_weights_as_printed_which_sum_to_101_percent() {
+    let run = preset("gpt3-mixture");
+    let weights: Vec<f64> = run.data.sources().iter().map(|source| source.weight).collect();
+    assert_eq!(weights, [60.0, 22.0, 8.0, 8.0, 3.0]);
+    assert_eq!((weights.iter().sum::<f64>(), run.model.n_embd), (101.0, 768));
+}

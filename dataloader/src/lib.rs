@@ -21,6 +21,7 @@ mod shard_writer;
 mod data_set;
 mod data_set_writer;
 
+mod mixture;
 mod order;
 mod samples;
 mod skips;
@@ -37,6 +38,7 @@ pub use data_set_writer::DataSetWriter;
 pub use documents::KNOWN_EXTENSIONS;
 pub use error::{DataError, PrepareError};
 pub use manifest::{MANIFEST_NAME, MANIFEST_VERSION, Manifest, ShardEntry, TokenizerEntry};
+pub use mixture::Mixture;
 pub use order::Order;
 pub use overlap::{Overlap, overlap};
 pub use prepare::{PrepareOptions, PrepareReport, SplitTotals, prepare};

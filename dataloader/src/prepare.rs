@@ -120,8 +120,9 @@ fn write(
     options: &PrepareOptions,
 ) -> Result<PrepareReport, PrepareError> {
     let fraction = options.val_fraction;
-    let create =
-        |split: &str| DataSetWriter::create(&folder.join(split), options.tokenizer, options.max_shard_tokens);
+    let create = |split: &str| {
+        DataSetWriter::create(&folder.join(split), options.tokenizer.clone(), options.max_shard_tokens)
+    };
     let mut train = create("train")?;
     let mut val = if rule == SplitRule::Nothing { None } else { Some(create("val")?) };
     let (mut documents, mut skipped_documents, mut source_bytes) = (0u64, 0u64, 0u64);

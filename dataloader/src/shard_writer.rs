@@ -37,7 +37,7 @@ impl ShardWriter {
         Ok(ShardWriter {
             file: file.into(),
             out,
-            tokenizer: *tokenizer,
+            tokenizer: tokenizer.clone(),
             tokens: 0,
             source_bytes: 0,
             index: Index::default(),

@@ -5,7 +5,7 @@
 //! of its own.
 
 /// A tokenizer, known by its id and a digest of all that decides which ids it gives.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Tokenizer {
     /// Every byte is a token: ids 0-255, end-of-text 256. Reads any bytes, UTF-8 or not.
     Bytes,

@@ -383,7 +383,16 @@ fn the_documents_of_a_batch_are_those_whose_tokens_it_has() {
         whole.push(256); // end-of-text
         tokens.extend(&whole[range.start as usize..range.end as usize]);
         assert_eq!(passage.document.record, number as u64 + 1);
-        assert!(samples.data().manifest().shards.iter().any(|shard| shard.name == passage.document.shard));
+        assert!(
+            samples
+                .sources()
+                .next()
+                .unwrap()
+                .manifest()
+                .shards
+                .iter()
+                .any(|shard| shard.name == passage.document.shard)
+        );
     }
     assert_eq!(tokens, samples.batch(0..n).unwrap().tokens);
 

@@ -40,9 +40,7 @@ pub fn run(args: &TrainArgs) -> Result<Exit> {
 fn checked_config(args: &TrainArgs) -> Result<RunConfig> {
     let config = configs::load(Path::new(&args.config), &args.sets, &dataloader::vocab_size)?;
     let seq_len = config.model.seq_len;
-    DataSet::open(&config.data.train)
-        .and_then(|data| Samples::open(data, seq_len, config.run.seed))
-        .context("data.train")?;
+    Samples::of(&config.data, seq_len, config.run.seed).context(config.data.train_key())?;
     if let Some(val) = &config.data.val {
         DataSet::open(val)
             .and_then(|data| ValidationSet::open(data, seq_len, config.eval.max_tokens))

@@ -76,6 +76,8 @@ pub(crate) struct StepReport {
     /// cannot be told.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(crate) noise_scale_tokens: Option<f64>,
+    /// How often each source of the training data has been seen, in epochs.
+    pub(crate) epochs: Vec<f64>,
 }
 
 /// A validation, over all ranks, each token once.
@@ -136,6 +138,9 @@ pub(crate) struct RewindReport {
 pub(crate) struct PassageReport {
     /// The sample's number in the run's order.
     pub(crate) sample: u64,
+    /// The data set, where a mixture has several.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) source: Option<String>,
     /// The source file, as it was named when the data set was prepared.
     pub(crate) file: String,
     /// Line or record of it, from 1.
@@ -153,9 +158,10 @@ pub(crate) struct PassageReport {
 impl PassageReport {
     /// Of a passage.
     pub(crate) fn of(passage: &Passage<'_>) -> PassageReport {
-        let Passage { sample, document, tokens } = passage;
+        let Passage { sample, source, document, tokens } = passage;
         PassageReport {
             sample: *sample,
+            source: source.map(|source| source.display().to_string()),
             file: document.file.to_string(),
             record: document.record,
             document: document.number,
@@ -265,8 +271,16 @@ pub(crate) fn step_line(report: &StepReport, max_steps: u64, end_tokens: u64, pa
         }
         None => "?".to_string(),
     };
+    // Of one source, tokens say it.
+    let epochs = match &report.epochs[..] {
+        [_] => String::new(),
+        several => {
+            let each: Vec<String> = several.iter().map(|epochs| format!("{epochs:.2}")).collect();
+            format!(" | epochs {}", each.join(" "))
+        }
+    };
     format!(
-        "step {}/{max_steps} | loss {:.4} | norm {:.3} | lr {:.2e} | {:.0} tokens/s | MFU {:.1} % | ETA {left}",
+        "step {}/{max_steps} | loss {:.4} | norm {:.3} | lr {:.2e} | {:.0} tokens/s | MFU {:.1} % | ETA {left}{epochs}",
         report.step,
         report.loss,
         report.grad_norm,
@@ -357,6 +371,7 @@ mod tests {
             seconds: 1000.0,
             phases: PhaseSeconds::default(),
             noise_scale_tokens: None,
+            epochs: vec![0.1],
         };
         let line = step_line(&report, u64::MAX, u64::MAX, &pace);
         assert!(

@@ -19,7 +19,7 @@ use crate::saving::{Progress, Saver};
 use crate::train::{Learner, Process};
 use crate::weights::narrow;
 use configs::{BatchPlan, Exit, RunConfig, Shard};
-use dataloader::{DataError, DataSet, Samples, Tokenizer};
+use dataloader::{DataError, Samples, Tokenizer};
 use ops::collectives::Communicator;
 use std::ops::Range;
 use tch::{Device, Kind, Tensor};
@@ -76,17 +76,16 @@ impl<'a> Run<'a> {
         let kind = ops::device::dtype(config.parallel.dtype, device);
         config.batch_plan(comm.world_size())?;
         process.faults.check(comm.world_size())?;
-        let data = DataSet::open(&config.data.train)?;
-        check_vocabulary(config, &data)?;
-        let (tokenizer, digest) = (*data.tokenizer(), data.digest());
-        let samples = Samples::open(data, config.model.seq_len, config.run.seed)?;
+        let samples = Samples::of(&config.data, config.model.seq_len, config.run.seed)?;
+        check_vocabulary(config, &samples)?;
+        let tokenizer = samples.tokenizer().clone();
 
         let template = TrainState {
             step: 0,
             samples: 0,
             tokens: 0,
             config: config.to_toml(),
-            train_digest: hex(&digest),
+            train_digest: hex(&samples.digest()),
             val_digest: validation.map(|validation| hex(&validation.digest())),
             tokenizer: tokenizer.id().to_string(),
             segments: configs::segments(&config.model),
@@ -335,7 +334,7 @@ fn check_same_run(config: &RunConfig, now: &TrainState, loaded: &Loaded) -> Resu
             differences.push(format!("{key} has the digest {now}, the checkpoint was made with {then}"));
         }
     };
-    compare("data.train", &now.train_digest, &then.train_digest);
+    compare(config.data.train_key(), &now.train_digest, &then.train_digest);
     if let (Some(now), Some(then)) = (&now.val_digest, &then.val_digest) {
         compare("data.val", now, then);
     }
@@ -360,12 +359,14 @@ fn claim(folder: &RunFolder, config: &RunConfig, comm: &dyn Communicator) -> Res
     Ok(claimed.expect("rank 0 sends eight bytes"))
 }
 
-fn check_vocabulary(config: &RunConfig, data: &DataSet) -> Result<(), TrainError> {
-    let (model, data_size) = (config.model.vocab_size, data.vocab_size());
-    if model < data_size {
-        return Err(TrainError::Vocabulary { model, data: data_size, folder: config.data.train.clone() });
+fn check_vocabulary(config: &RunConfig, samples: &Samples) -> Result<(), TrainError> {
+    let (model, data) = (config.model.vocab_size, samples.tokenizer().vocab_size());
+    match samples.sources().next() {
+        Some(source) if model < data => {
+            Err(TrainError::Vocabulary { model, data, folder: source.folder().into() })
+        }
+        _ => Ok(()),
     }
-    Ok(())
 }
 
 /// Elements read at a time: a second copy of a large segment is not needed.

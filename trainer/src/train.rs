@@ -183,11 +183,12 @@ fn train_step(
     run.faults.flip(progress.step + 1, comm.rank(), engine.parameters_mut())?;
 
     let seconds = started.elapsed().as_secs_f64();
+    let samples = run.samples.numbers(positions);
     let flops = config.model.flops_per_sequence() * plan.samples_per_step() as f64;
     let report = StepReport {
         step: progress.step + 1,
         tokens: progress.tokens + plan.global_tokens(),
-        first_sample: run.samples.numbers(positions).start,
+        first_sample: samples.start,
         loss,
         lr,
         grad_norm,
@@ -196,6 +197,7 @@ fn train_step(
         seconds,
         phases: timing.take(),
         noise_scale_tokens: run.noise_scale.of_step(&agreed, plan.global_tokens()),
+        epochs: run.samples.epochs(samples.end),
     };
     Ok((Outcome::Updated(report), agreed))
 }
