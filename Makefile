@@ -2,7 +2,7 @@
 # scripts/setup, once. One build profile, release, serves all of them.
 
 .DEFAULT_GOAL := help
-.PHONY: help setup build demo test test-full lint parity bench
+.PHONY: help setup build demo test test-full lint parity bench chaos
 export PATH := $(CURDIR)/.local/bin:$(PATH)
 
 help: # List the targets
@@ -36,6 +36,9 @@ lint: # Check formatting, and all that clippy has to say
 parity: # Compare the golden files with PyTorch and transformers (installs them, 5 GB)
 	@scripts/setup --reference
 	@for script in tests/reference/*_golden.py; do .local/reference/bin/python $$script --check || exit; done
+
+chaos: build # Let faults happen to a run on three nodes, from PHALANX_CHAOS_SEED (needs root)
+	cargo nextest run --release -p trainer --profile full --no-capture -E 'test(chaos::whole_table)'
 
 bench: build # Measure parts of a step beside a reference: a table, and target/bench/*.json
 	@scripts/bench

@@ -27,6 +27,46 @@ pub enum Fault {
         /// The update, from 1.
         step: u64,
     },
+    /// A rank panics before this update. Once: a launcher that starts the run again leaves it away.
+    Panic {
+        /// The update that is not made, from 1.
+        step: u64,
+        /// Whose.
+        rank: usize,
+    },
+    /// A rank does nothing any more, from before this update on. Once, as above.
+    Hang {
+        /// The update that is not made, from 1.
+        step: u64,
+        /// Whose.
+        rank: usize,
+    },
+    /// A rank computes longer than it need in every step.
+    Slow {
+        /// Milliseconds.
+        ms: u64,
+        /// Whose.
+        rank: usize,
+    },
+}
+
+impl Fault {
+    /// Whether it is over once it has happened, so that a run that is started again is spared.
+    pub fn is_over(&self) -> bool {
+        matches!(self, Fault::Panic { .. } | Fault::Hang { .. })
+    }
+
+    /// The rank that has it, if it is one rank's.
+    pub fn rank(&self) -> Option<usize> {
+        match *self {
+            Fault::Nan { rank, .. }
+            | Fault::Flip { rank, .. }
+            | Fault::Panic { rank, .. }
+            | Fault::Hang { rank, .. }
+            | Fault::Slow { rank, .. } => Some(rank),
+            Fault::Spike { .. } => None,
+        }
+    }
 }
 
 /// A fault that is not written as one.
@@ -34,7 +74,8 @@ pub enum Fault {
 #[error(
     "fault {spec:?}: {what}\n\
      hint: there are nan@step=5,rank=1 (a loss that is no number), flip@step=5,rank=1 (a flipped bit of a \
-     weight) and spike@step=7 (a loss a hundred times too high)"
+     weight), spike@step=7 (a loss a hundred times too high), panic@step=5,rank=1, hang@step=5,rank=1 and \
+     slow@ms=200,rank=1 (longer steps)"
 )]
 pub struct FaultError {
     /// As typed.
@@ -81,6 +122,9 @@ fn parse(spec: &str) -> Result<Fault, String> {
         "nan" => Fault::Nan { step: places.step()?, rank: places.rank()? },
         "flip" => Fault::Flip { step: places.step()?, rank: places.rank()? },
         "spike" => Fault::Spike { step: places.step()? },
+        "panic" => Fault::Panic { step: places.step()?, rank: places.rank()? },
+        "hang" => Fault::Hang { step: places.step()?, rank: places.rank()? },
+        "slow" => Fault::Slow { ms: places.take("ms")?, rank: places.rank()? },
         _ => return Err(format!("{kind:?} is no kind of fault")),
     };
     match places.0.first() {
@@ -103,6 +147,9 @@ impl fmt::Display for Fault {
             Fault::Nan { step, rank } => write!(f, "nan@step={step},rank={rank}"),
             Fault::Flip { step, rank } => write!(f, "flip@step={step},rank={rank}"),
             Fault::Spike { step } => write!(f, "spike@step={step}"),
+            Fault::Panic { step, rank } => write!(f, "panic@step={step},rank={rank}"),
+            Fault::Hang { step, rank } => write!(f, "hang@step={step},rank={rank}"),
+            Fault::Slow { ms, rank } => write!(f, "slow@ms={ms},rank={rank}"),
         }
     }
 }
@@ -113,7 +160,14 @@ mod tests {
 
     #[test]
     fn a_fault_reads_as_it_is_written() {
-        for spec in ["nan@step=5,rank=1", "flip@step=12,rank=0", "spike@step=7"] {
+        for spec in [
+            "nan@step=5,rank=1",
+            "flip@step=12,rank=0",
+            "spike@step=7",
+            "panic@step=5,rank=1",
+            "hang@step=5,rank=1",
+            "slow@ms=200,rank=1",
+        ] {
             assert_eq!(spec.parse::<Fault>().unwrap().to_string(), spec);
         }
         assert_eq!("nan@rank=1,step=5".parse(), Ok(Fault::Nan { step: 5, rank: 1 }));

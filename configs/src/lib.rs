@@ -1,7 +1,8 @@
 //! What a run is, as data, and all that follows from it by arithmetic.
 //!
 //! Owns the typed configuration, batch arithmetic, attention patterns, the model's
-//! layout in segments, memory and traffic, the learning-rate schedule, counted random numbers and exit codes.
+//! layout in segments, memory and traffic, the learning-rate schedule, counted random numbers, exit codes, and
+//! what ranks and launcher tell each other.
 //! Refuses to know tensors, processes and networks: no torch, no MPI, and no I/O but
 //! reading TOML.
 
@@ -9,6 +10,7 @@ mod batch;
 mod data;
 mod exit;
 mod fault;
+mod heartbeat;
 mod load;
 mod memory;
 mod model;
@@ -27,6 +29,9 @@ pub use batch::{BatchError, BatchPlan, Leaves};
 pub use data::{DataConfig, SourceConfig};
 pub use exit::Exit;
 pub use fault::{Fault, FaultError};
+pub use heartbeat::{
+    Doing, Heartbeat, LAUNCHER_VARIABLE, MOST_MESSAGE_BYTES, SECRET_VARIABLE, START_VARIABLE, Secret,
+};
 pub use load::{ConfigError, Problem, load, parse};
 pub use memory::{Memory, Setup};
 pub use model::{ModelConfig, Norm};

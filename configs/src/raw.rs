@@ -100,7 +100,7 @@ section! {
 }
 section! {
     /// `[guard]` as typed.
-    RawGuard { spike_factor: f64, replica_check_steps: u64 }
+    RawGuard { spike_factor: f64, replica_check_steps: u64, hang_timeout_s: u64 }
 }
 section! {
     /// `[metrics]` as typed.

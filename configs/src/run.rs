@@ -110,13 +110,22 @@ pub struct EvalConfig {
 }
 
 /// `[guard]`
-#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(default)]
 pub struct GuardConfig {
     /// A loss this many times the usual one is a spike; off when absent.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub spike_factor: Option<f64>,
     /// Steps between comparisons of the ranks' weights; 0 for never.
     pub replica_check_steps: u64,
+    /// Seconds without a sign of life after which ranks hang; ten times as many before the first step.
+    pub hang_timeout_s: u64,
+}
+
+impl Default for GuardConfig {
+    fn default() -> GuardConfig {
+        GuardConfig { spike_factor: None, replica_check_steps: 0, hang_timeout_s: 60 }
+    }
 }
 
 /// `[metrics]`
@@ -346,7 +355,14 @@ fn resolve_guard(raw: &RawGuard, problems: &mut Vec<Problem>) -> GuardConfig {
         let what = format!("{factor} is not above 1; leave it out to turn it off");
         problems.push(Problem::key("guard.spike_factor", what));
     }
-    GuardConfig { spike_factor: raw.spike_factor, replica_check_steps: raw.replica_check_steps.unwrap_or(0) }
+    let default = GuardConfig::default();
+    let guard = GuardConfig {
+        spike_factor: raw.spike_factor,
+        replica_check_steps: raw.replica_check_steps.unwrap_or(default.replica_check_steps),
+        hang_timeout_s: raw.hang_timeout_s.unwrap_or(default.hang_timeout_s),
+    };
+    at_least_one(guard.hang_timeout_s, "guard.hang_timeout_s", problems);
+    guard
 }
 
 fn resolve_optim(raw: RawOptim, problems: &mut Vec<Problem>) -> OptimConfig {

@@ -7,7 +7,15 @@
 pub struct Banners {
     /// Lines of the block that is being read, its opening dashes first.
     block: Option<Vec<String>>,
-    cause: Option<String>,
+    cause: Option<Cause>,
+}
+
+/// Who ended, and how.
+#[derive(Debug)]
+struct Cause {
+    what: String,
+    rank: Option<usize>,
+    host: Option<String>,
 }
 
 impl Banners {
@@ -40,7 +48,17 @@ impl Banners {
 
     /// Which rank ended the job and how, if mpirun said so.
     pub fn cause(&self) -> Option<&str> {
-        self.cause.as_deref()
+        self.cause.as_ref().map(|cause| cause.what.as_str())
+    }
+
+    /// The rank that ended the job, if mpirun named one.
+    pub fn rank(&self) -> Option<usize> {
+        self.cause.as_ref()?.rank
+    }
+
+    /// The machine that was lost, if mpirun named one.
+    pub fn host(&self) -> Option<&str> {
+        self.cause.as_ref()?.host.as_deref()
     }
 
     fn close(&mut self, block: Vec<String>) -> Vec<String> {
@@ -68,24 +86,30 @@ fn is_chatter(line: &str) -> bool {
 }
 
 /// The rank that ended and how, from the text of a block.
-fn cause(text: &str) -> Option<String> {
+fn cause(text: &str) -> Option<Cause> {
+    let of_rank = |rank: &str, what: String| Cause { what, rank: rank.parse().ok(), host: None };
     if text.starts_with("mpirun detected that one or more processes exited with non-zero status") {
         // "[[19086,1],0]": the job, then the rank.
         let process = text.split_once("Process name: [[")?.1;
         let rank = between(process, "],", "]")?;
         let code = text.split_once("Exit code:")?.1.split_whitespace().next()?;
-        return Some(format!("rank {rank} exited with code {code}"));
+        return Some(of_rank(rank, format!("rank {rank} exited with code {code}")));
     }
     if text.starts_with("mpirun noticed that process rank") {
         let rank = between(text, "process rank ", " ")?;
         let node = between(text, "on node ", " ")?;
         let signal = text.split_once("exited on ")?.1.trim_end_matches('.');
-        return Some(format!("rank {rank} on {node} was ended by {signal}"));
+        return Some(of_rank(rank, format!("rank {rank} on {node} was ended by {signal}")));
+    }
+    if text.starts_with("ORTE has lost communication with a remote daemon") {
+        let host = between(text.split_once("Remote daemon")?.1, "on node ", " ")?.to_string();
+        let what = format!("host {host} was lost: mpirun's connection to its daemon there has broken");
+        return Some(Cause { what, rank: None, host: Some(host) });
     }
     if text.starts_with("MPI_ABORT was invoked on rank") {
         let rank = between(text, "on rank ", " ")?;
         let code = between(text, "with errorcode ", ".")?;
-        return Some(format!("rank {rank} ended the job with code {code}"));
+        return Some(of_rank(rank, format!("rank {rank} ended the job with code {code}")));
     }
     None
 }
@@ -105,7 +129,7 @@ mod tests {
         let mut shown: Vec<String> =
             text.lines().flat_map(|line| banners.take(line.replace("----", DASHES))).collect();
         shown.extend(banners.finish());
-        (shown, banners.cause)
+        (shown, banners.cause.map(|cause| cause.what))
     }
 
     #[test]
@@ -128,6 +152,19 @@ mod tests {
         );
         assert_eq!(shown, Vec::<String>::new());
         assert_eq!(cause.unwrap(), "rank 1 on b was ended by signal 9 (Killed)");
+    }
+
+    #[test]
+    fn a_lost_machine_is_named() {
+        let mut banners = Banners::default();
+        let text = "----\nORTE has lost communication with a remote daemon.\n\n  \
+                    HNP daemon   : [[2473,0],0] on node a\n  Remote daemon: [[2473,0],1] on node b\n\n\
+                    This is usually due to either a failure of the TCP network\n----\n";
+        let shown: Vec<String> =
+            text.lines().flat_map(|line| banners.take(line.replace("----", DASHES))).collect();
+        assert_eq!(shown, Vec::<String>::new());
+        assert_eq!((banners.host(), banners.rank()), (Some("b"), None));
+        assert!(banners.cause().unwrap().starts_with("host b was lost: "), "{:?}", banners.cause());
     }
 
     #[test]

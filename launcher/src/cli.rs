@@ -1,6 +1,7 @@
 //! The command line of `phalanx`, as data.
 
 use crate::data::DataArgs;
+use crate::doctor::DoctorArgs;
 use clap::{Args, Parser, Subcommand};
 use configs::Fault;
 
@@ -20,6 +21,8 @@ pub enum Command {
     Train(TrainArgs),
     /// Make data sets from text, look into them and check them.
     Data(DataArgs),
+    /// Look at machines, network and installation: what a run needs, with a verdict on each.
+    Doctor(DoctorArgs),
 }
 
 /// `phalanx train`
@@ -42,12 +45,21 @@ pub struct TrainArgs {
     /// Move an earlier run folder aside and start anew.
     #[arg(long)]
     pub fresh: bool,
+    /// Restarts without a new checkpoint in between, after which the run is given up.
+    #[arg(long, value_name = "N", default_value_t = 5)]
+    pub max_restarts: u32,
+    /// Hosts without which the run waits; with as many, it goes on without those that do not answer.
+    #[arg(long, value_name = "N", default_value_t = 1)]
+    pub min_hosts: usize,
     /// Allow more ranks than slots.
     #[arg(long)]
     pub oversubscribe: bool,
     /// Parameter of Open MPI, like btl_tcp_if_include=eth0.
     #[arg(long, value_name = "KEY=VALUE")]
     pub mca: Vec<String>,
+    /// Print a batch script for Slurm that does what this command does, and start nothing.
+    #[arg(long)]
+    pub slurm: bool,
     /// Print the mpirun command and start nothing.
     #[arg(long)]
     pub dry_run: bool,

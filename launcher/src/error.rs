@@ -73,6 +73,18 @@ pub enum LaunchError {
         /// Why not.
         source: std::io::Error,
     },
+    /// Another launcher looks after the run.
+    #[error(
+        "{}: another launcher looks after this run ({holder})\n\
+         hint: stop that one first (kill -USR1 for a checkpoint), or start another run with --set run.name=…",
+        folder.display()
+    )]
+    RunIsHeld {
+        /// The run folder.
+        folder: PathBuf,
+        /// Who it is.
+        holder: String,
+    },
     /// A process or its signals could not be set up.
     #[error("{what}")]
     System {

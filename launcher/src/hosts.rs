@@ -1,4 +1,5 @@
 //! The machines of a job and their slots: `a:4,b:4`, Open MPI's hostfiles, or this machine.
+//! What a scheduler has allocated is read in `allocation`.
 //! Only parses and counts; whether a host answers is not known here.
 
 use crate::LaunchError;
@@ -23,6 +24,13 @@ pub enum Hosts {
     },
     /// `--hosts`.
     Listed(Vec<Host>),
+    /// What a scheduler has allocated.
+    Allocated {
+        /// Its name.
+        by: &'static str,
+        /// Its machines.
+        hosts: Vec<Host>,
+    },
     /// `--hostfile`.
     File {
         /// The path, as typed.
@@ -125,8 +133,27 @@ impl Hosts {
     pub fn slots(&self, threads: usize) -> Option<usize> {
         match self {
             Hosts::ThisMachine { cores } => Some((cores / threads.max(1)).max(1)),
-            Hosts::Listed(hosts) | Hosts::File { hosts, .. } => hosts.iter().map(|host| host.slots).sum(),
+            Hosts::Listed(_) | Hosts::Allocated { .. } | Hosts::File { .. } => {
+                self.list().iter().map(|host| host.slots).sum()
+            }
         }
+    }
+
+    /// The machines that were named; none where it is this one.
+    pub fn list(&self) -> &[Host] {
+        match self {
+            Hosts::ThisMachine { .. } => &[],
+            Hosts::Listed(hosts) | Hosts::Allocated { hosts, .. } | Hosts::File { hosts, .. } => hosts,
+        }
+    }
+
+    /// Those of them whose name is not among `left_out`, as a list; as they were stated if that is all.
+    pub fn without(&self, left_out: &[String]) -> Hosts {
+        if left_out.is_empty() {
+            return self.clone();
+        }
+        let stay = self.list().iter().filter(|host| !left_out.contains(&host.name));
+        Hosts::Listed(stay.cloned().collect())
     }
 
     /// Where the number of slots comes from, for messages.
@@ -136,6 +163,7 @@ impl Hosts {
                 format!("this machine has {cores} cores, parallel.threads = {threads}")
             }
             Hosts::Listed(_) => "as stated by --hosts".into(),
+            Hosts::Allocated { by, .. } => format!("as allocated by {by}"),
             Hosts::File { path, .. } => format!("as stated by {path}"),
         }
     }
@@ -219,6 +247,13 @@ mod tests {
         assert!(error.contains("hosts:1: \"slots=none\" is no number of slots"), "{error}");
         assert!(file("# nobody\n").unwrap_err().to_string().contains("lists no host"));
         assert!(Hosts::read_file("/no/such/file").unwrap_err().to_string().contains("cannot be read"));
+    }
+
+    #[test]
+    fn hosts_that_are_left_out_leave_a_list_of_the_others() {
+        let hosts = Hosts::parse_list("a:4,b:2,c:2").unwrap();
+        assert_eq!(hosts.without(&[]), hosts);
+        assert_eq!(hosts.without(&["b".to_string()]), Hosts::parse_list("a:4,c:2").unwrap());
     }
 
     #[test]

@@ -4,16 +4,25 @@
 //! Owns the command line of `phalanx`, hosts and slots, the mpirun command, signals, output and exit
 //! codes. Refuses to know tensors and MPI: links neither, so that it starts at once on a login node.
 
+pub mod agent;
+pub mod allocation;
 pub mod banners;
 pub mod cli;
 pub mod data;
+pub mod doctor;
 mod error;
 mod hosts;
+pub mod listen;
 pub mod mpirun;
 pub mod orphans;
 pub mod progress;
+pub mod restarts;
+pub mod run_lock;
+pub mod signals;
+pub mod slurm;
 pub mod supervise;
 pub mod train;
+pub mod watch;
 
 pub use error::{LaunchError, exit_of};
 pub use hosts::{Host, Hosts};

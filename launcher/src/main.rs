@@ -9,6 +9,7 @@ fn main() -> ExitCode {
     let result = match Cli::parse().command {
         Command::Train(args) => launcher::train::run(&args),
         Command::Data(args) => launcher::data::run(&args),
+        Command::Doctor(args) => launcher::doctor::run(&args),
     };
     let exit = result.unwrap_or_else(|error| {
         let _ = writeln!(std::io::stderr(), "error: {error:#}");

@@ -1,15 +1,17 @@
-//! `phalanx train`: everything that can be wrong is told before a rank starts; then mpirun runs.
+//! `phalanx train`: everything that can be wrong is told before a rank starts; then `restarts` keeps it going.
 
 use crate::cli::TrainArgs;
-use crate::mpirun::{self, Job};
 use crate::progress::{Console, Width};
-use crate::supervise::supervise;
-use crate::{Hosts, LaunchError};
+use crate::restarts::{Plan, keep_going, largest_world};
+use crate::run_lock::RunLock;
+use crate::slurm::{self, Batch};
+use crate::{Hosts, LaunchError, agent, allocation, mpirun};
 use anyhow::{Context, Result};
 use configs::{Exit, RunConfig};
 use dataloader::{DataSet, Samples, ValidationSet};
 use std::io::{IsTerminal, Write};
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 /// Checks, starts and looks after a training run.
 ///
@@ -17,21 +19,27 @@ use std::path::{Path, PathBuf};
 /// What is wrong with configuration, data, hosts or installation.
 pub fn run(args: &TrainArgs) -> Result<Exit> {
     let config = checked_config(args)?;
-    let command = command(args, &config)?;
+    let plan = plan(args, &config)?;
+    if args.slurm {
+        write!(std::io::stdout(), "{}", slurm_script(args, &config, &plan)?)?;
+        return Ok(Exit::Done);
+    }
     if args.dry_run {
+        let command = plan.command(plan.ranks, &plan.hosts, true)?;
         writeln!(std::io::stdout(), "{}", mpirun::shell_quoted(&command))?;
         return Ok(Exit::Done);
     }
     mpirun::find_mpirun(std::env::var_os("PATH").as_deref())?;
 
     let mut console = console();
-    if args.fresh
-        && let Some(aside) = move_aside(&config.run.dir)?
-    {
-        console.err(&format!("moved {} to {}", config.run.dir.display(), aside.display()));
+    if args.fresh && plan.folder.exists() {
+        drop(RunLock::take(&plan.folder)?); // nobody may be at it
+        if let Some(aside) = move_aside(&plan.folder)? {
+            console.err(&format!("moved {} to {}", plan.folder.display(), aside.display()));
+        }
     }
-    console.err(&mpirun::shell_quoted(&command));
-    let outcome = supervise(&command, console)?;
+    let lock = RunLock::take(&plan.folder)?;
+    let outcome = keep_going(&plan, &lock, &mut console)?;
     let _ = writeln!(std::io::stderr(), "{}", outcome.told);
     Ok(outcome.exit)
 }
@@ -49,32 +57,52 @@ fn checked_config(args: &TrainArgs) -> Result<RunConfig> {
     Ok(config)
 }
 
-/// The mpirun command of this run.
-fn command(args: &TrainArgs, config: &RunConfig) -> Result<Vec<String>> {
+/// This command as a batch script, without what the script's own lines say.
+fn slurm_script(args: &TrainArgs, config: &RunConfig, plan: &Plan) -> Result<String> {
+    let own = std::env::current_exe()?.display().to_string();
+    let mut command = vec![own, "train".into(), args.config.clone(), "-n".into(), plan.ranks.to_string()];
+    command.extend(args.sets.iter().flat_map(|set| ["--set".to_string(), set.clone()]));
+    command.extend(args.mca.iter().flat_map(|pair| ["--mca".to_string(), pair.clone()]));
+    command.extend(args.oversubscribe.then(|| "--oversubscribe".to_string()));
+    let nodes = plan.hosts.list().len();
+    Ok(slurm::script(&Batch {
+        name: &config.run.name,
+        ranks: plan.ranks,
+        nodes: (nodes > 0).then_some(nodes),
+        threads: plan.threads,
+        command: &mpirun::shell_quoted(&command),
+    }))
+}
+
+/// What all starts of this run have in common.
+fn plan(args: &TrainArgs, config: &RunConfig) -> Result<Plan> {
     let hosts = match (&args.hosts, &args.hostfile) {
         (Some(list), _) => Hosts::parse_list(list)?,
         (None, Some(file)) => Hosts::read_file(file)?,
-        (None, None) => Hosts::this_machine(),
+        (None, None) => {
+            let env = |name: &str| std::env::var(name).ok();
+            allocation::from_environment(env, agent::is_this_machine)?.unwrap_or_else(Hosts::this_machine)
+        }
     };
     let ranks = ranks(args, &hosts, config)?;
     let mut program = vec![mpirun::rank_binary()?, "train".into(), args.config.clone()];
     for set in &args.sets {
         program.extend(["--set".into(), set.clone()]);
     }
-    if !args.inject.is_empty() {
-        program.push("--allow-faults".into());
-    }
-    for fault in &args.inject {
-        program.extend(["--inject".into(), fault.to_string()]);
-    }
-    Ok(mpirun::mpirun_command(&Job {
+    Ok(Plan {
+        folder: config.run.dir.clone(),
+        hosts,
         ranks,
-        hosts: &hosts,
+        micro_batches: config.batches().plan(0, 1)?.micro_batches,
+        threads: config.parallel.threads,
+        min_hosts: args.min_hosts,
+        max_restarts: args.max_restarts,
+        hang_timeout: Duration::from_secs(config.guard.hang_timeout_s),
+        program,
+        faults: args.inject.clone(),
         oversubscribe: args.oversubscribe,
-        as_root: rustix::process::geteuid().is_root(),
-        mca: &args.mca,
-        program: &program,
-    })?)
+        mca: args.mca.clone(),
+    })
 }
 
 /// How many ranks: those asked for, if they fit and share the batch; else as many as fit and do.
@@ -88,7 +116,7 @@ fn ranks(args: &TrainArgs, hosts: &Hosts, config: &RunConfig) -> Result<usize> {
         }
         (Some(ranks), _) => ranks,
         // The first batch is the smallest: who shares it shares them all.
-        (None, Some(slots)) => default_ranks(slots, config.batches().plan(0, 1)?.micro_batches),
+        (None, Some(slots)) => largest_world(slots, config.batches().plan(0, 1)?.micro_batches),
         (None, None) => {
             return Err(LaunchError::UnknownSlots { hosts: args.hostfile.clone().unwrap_or_default() }.into());
         }
@@ -99,16 +127,6 @@ fn ranks(args: &TrainArgs, hosts: &Hosts, config: &RunConfig) -> Result<usize> {
         config.batch_plan(ranks)?; // where in its ramp the run goes on, the ranks will see
     }
     Ok(ranks)
-}
-
-/// The largest power of two that is at most `slots` and divides the step's micro-batches, so that
-/// every rank does the same number of micro-steps.
-fn default_ranks(slots: usize, micro_batches: u64) -> usize {
-    let mut ranks = 1;
-    while ranks * 2 <= slots && micro_batches.is_multiple_of(ranks as u64 * 2) {
-        ranks *= 2;
-    }
-    ranks
 }
 
 /// Renames an existing run folder to the first free `RUN.old-N`. Returns where it went.
@@ -140,19 +158,6 @@ fn console() -> Console<std::io::Stdout, std::io::Stderr> {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn ranks_by_default_are_a_power_of_two_that_shares_the_batch() {
-        for (slots, micro_batches, ranks) in
-            [(1, 8, 1), (2, 8, 2), (3, 8, 2), (16, 8, 8), (8, 12, 4), (8, 7, 1)]
-        {
-            assert_eq!(
-                default_ranks(slots, micro_batches),
-                ranks,
-                "{slots} slots, {micro_batches} micro-batches"
-            );
-        }
-    }
 
     #[test]
     fn an_old_run_moves_to_the_first_free_name() {

@@ -8,6 +8,7 @@
 mod support;
 
 mod refusals;
+mod restarting;
 mod running;
 
 use std::path::PathBuf;
@@ -34,8 +35,10 @@ impl Bench {
         std::fs::metadata(self.scratch.path()).unwrap().uid() == 0
     }
 
-    /// `phalanx train tiny.toml` with these arguments, split at spaces.
+    /// `phalanx train tiny.toml` with these arguments, split at spaces, and no restarts unless they say so.
     fn train(&self, arguments: &str) -> Command {
+        let once = if arguments.contains("--max-restarts") { "" } else { " --max-restarts 0" };
+        let arguments = format!("{arguments}{once}");
         Command::new(self.scratch.join("bin/phalanx"))
             .args(["train", "tiny.toml"])
             .args(arguments.split_whitespace())

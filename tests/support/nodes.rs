@@ -2,7 +2,7 @@
 //! so on stderr, and counts as passed.
 
 use super::process::Command;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
 
 /// Network namespaces with a host name each. Gone when dropped; end their processes first.
@@ -33,6 +33,16 @@ impl Nodes {
     pub fn mpirun(&self, ranks_per_node: usize) -> Command {
         let (count, slots) = (self.count.to_string(), ranks_per_node.to_string());
         Command::new(script()).args(["mpirun", &self.name, &count, &slots])
+    }
+
+    /// A program on one of them; what it is to do is to be added.
+    pub fn run(&self, node: usize, program: &Path) -> Command {
+        Command::new(script()).args(["run".as_ref(), self.name(node).as_ref(), program.as_os_str()])
+    }
+
+    /// The parameter of Open MPI by which mpirun on a node reaches the others.
+    pub fn agent(&self) -> String {
+        format!("plm_rsh_agent={} agent", script().canonicalize().unwrap().display())
     }
 
     /// A node's name.

@@ -168,11 +168,22 @@ impl Running {
         Finished { code: status.code(), stdout, stderr, elapsed, survivors }
     }
 
+    /// What it has complained about so far.
+    pub fn said(&self) -> String {
+        self.stderr.text()
+    }
+
+    /// Whether nothing that came of it lives any more, itself included.
+    pub fn alone(&self) -> bool {
+        members(&self.family).is_empty()
+    }
+
     fn expired(&self) -> bool {
         Instant::now() > self.deadline
     }
 
-    fn output(&self) -> String {
+    /// What it has written so far, to either stream.
+    pub fn output(&self) -> String {
         format!("stdout:\n{}\nstderr:\n{}", self.stdout.text(), self.stderr.text())
     }
 }

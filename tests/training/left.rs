@@ -83,7 +83,8 @@ impl Left {
         state
     }
 
-    fn log(&self, rank: usize) -> String {
+    /// All that a rank wrote into its log.
+    pub(crate) fn log(&self, rank: usize) -> String {
         let path = self.folder.join(format!("logs/rank-{rank:05}.log"));
         String::from_utf8_lossy(&std::fs::read(path).unwrap()).into_owned()
     }

@@ -9,9 +9,11 @@
 #[path = "../support/mod.rs"]
 mod support;
 
+mod chaos;
 mod damage;
 mod guard;
 mod left;
+mod nodes;
 mod numbers;
 mod ramp;
 mod ranks;
@@ -19,7 +21,9 @@ mod refusals;
 mod resuming;
 mod sharding;
 mod shards;
+mod slurm;
 mod stopping;
+mod surviving;
 
 use left::Left;
 use std::path::Path;
@@ -37,8 +41,14 @@ impl Bench {
         Bench { scratch }
     }
 
-    /// `phalanx train tiny.toml -n RANKS` for the run `run`; more arguments are split at spaces.
+    /// `phalanx train tiny.toml -n RANKS` for the run `run`; more arguments are split at spaces. A start that
+    /// fails is not followed by another.
     fn train(&self, run: &str, ranks: usize, arguments: &str) -> Command {
+        self.train_on(run, ranks, &format!("--max-restarts 0 {arguments}"))
+    }
+
+    /// The same, but one that fails is.
+    fn train_on(&self, run: &str, ranks: usize, arguments: &str) -> Command {
         let launcher = ["train", "tiny.toml", "--oversubscribe", "-n", &ranks.to_string()];
         self.command(&phalanx(), &launcher, run, arguments)
     }

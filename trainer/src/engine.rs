@@ -6,9 +6,10 @@
 use crate::error::TrainError;
 use crate::gradients::{Gradients, OwnSquares};
 use crate::model::{Gpt, POSITIONS, TOKENS, embed_backward};
+use crate::pulse::Pulse;
 use crate::timing::{Phase, Timing};
 use crate::weights::Parameters;
-use configs::{Recompute, Shard};
+use configs::{Doing, Recompute, Shard};
 use ops::{Dropout, ExactSum};
 use std::time::Instant;
 use tch::{Device, Tensor};
@@ -41,6 +42,7 @@ pub struct Engine<'a> {
     gradients: Gradients<'a>,
     recompute: bool,
     losses: Vec<f64>,
+    pulse: Pulse,
 }
 
 /// A step's gradient, complete: each rank holds its slices, or all of it.
@@ -88,7 +90,14 @@ impl<'a> Engine<'a> {
     ) -> Engine<'a> {
         // What is saved for backward would keep gathered weights alive.
         let recompute = recompute == Recompute::Full || parameters.shard() == Shard::Parameters;
-        Engine { model, parameters, gradients, recompute, losses: Vec::new() }
+        Engine { model, parameters, gradients, recompute, losses: Vec::new(), pulse: Pulse::default() }
+    }
+
+    /// From now on what it does shows in this pulse.
+    pub(crate) fn show(&mut self, pulse: &Pulse) {
+        self.pulse = pulse.clone();
+        self.parameters.show(pulse);
+        self.gradients.show(pulse);
     }
 
     /// The model.
@@ -147,6 +156,7 @@ impl<'a> Engine<'a> {
         let mut outputs = Vec::with_capacity(n_layer);
         for layer in 0..n_layer {
             let index = self.model.block_segment(layer);
+            self.pulse.on(Doing::Forward, index);
             self.parameters.get(index)?;
             self.need_after(index)?;
             let (weights, input) = (self.parameters.get(index)?, &inputs[layer]);
@@ -165,6 +175,7 @@ impl<'a> Engine<'a> {
     }
 
     fn embed(&mut self, batch: &MicroBatch) -> Result<(Tensor, Option<Tensor>), TrainError> {
+        self.pulse.on(Doing::Forward, TOKENS);
         self.parameters.need(TOKENS)?;
         self.parameters.need(POSITIONS)?;
         self.need_after(POSITIONS)?;
@@ -179,6 +190,7 @@ impl<'a> Engine<'a> {
 
     /// Final norm, head and loss, forward and backward; returns the gradient of the last block's output.
     fn head(&mut self, batch: &MicroBatch, x: &Tensor, scale: f64) -> Result<Tensor, TrainError> {
+        self.pulse.on(Doing::Backward, self.model.norm_segment().unwrap_or(TOKENS));
         let hidden = match self.model.norm_segment() {
             Some(norm) => self.model.final_norm(self.parameters.get(norm)?, x),
             None => x.detach(),
@@ -217,6 +229,7 @@ impl<'a> Engine<'a> {
         saved.inputs.truncate(self.model.config().n_layer);
         while let Some(input) = saved.inputs.pop() {
             let (layer, index) = (saved.inputs.len(), self.model.block_segment(saved.inputs.len()));
+            self.pulse.on(Doing::Backward, index);
             self.parameters.get(index)?;
             if layer > 0 {
                 self.parameters.need(index - 1)?;
@@ -240,6 +253,7 @@ impl<'a> Engine<'a> {
         saved: &Saved,
         grad: Tensor,
     ) -> Result<(), TrainError> {
+        self.pulse.on(Doing::Backward, TOKENS);
         let wpe_grad = self.gradients.open(POSITIONS)?;
         let wpe_grad = ops::view(&wpe_grad, &self.parameters.spec(POSITIONS).tensors[0])?;
         let wte_grad = self.gradients.opened(TOKENS);
@@ -257,6 +271,7 @@ impl<'a> Engine<'a> {
     /// # Errors
     /// A failed collective.
     pub fn finish(&mut self, timing: &mut Timing) -> Result<Gradient, TrainError> {
+        self.pulse.at(Doing::Reduce);
         let started = Instant::now();
         let squares = self.gradients.finish()?;
         timing.add(Phase::Optimizer, started);
@@ -277,6 +292,7 @@ impl<'a> Engine<'a> {
         self.parameters.release(POSITIONS)?;
         for layer in 0..self.model.config().n_layer {
             let index = self.model.block_segment(layer);
+            self.pulse.touch();
             self.parameters.get(index)?;
             self.need_after(index)?;
             let weights = self.parameters.get(index)?;

@@ -115,6 +115,20 @@ pub enum TrainError {
         /// Where checkpoints would be.
         folder: PathBuf,
     },
+    /// A machine runs something else.
+    #[error(
+        "rank {rank} on {host} does not run what rank 0 does: {what}\n\
+         hint: have the same build, libtorch and environment on every host; make dist packs what a host needs, \
+         and phalanx doctor --hosts … looks at each"
+    )]
+    Unlike {
+        /// The first that differs.
+        rank: usize,
+        /// Its machine.
+        host: String,
+        /// In what.
+        what: String,
+    },
     /// A fault was asked for on a rank that there is not.
     #[error("--inject {fault}: there are {world_size} ranks, from 0\nhint: name one of them, or start more")]
     FaultyRank {
@@ -183,6 +197,7 @@ impl TrainError {
             | TrainError::NotFinite { .. }
             | TrainError::SpikesGoOn { .. }
             | TrainError::FaultyRank { .. }
+            | TrainError::Unlike { .. }
             | TrainError::Comm(
                 CommError::NoCommonWorld { .. }
                 | CommError::Devices { .. }

@@ -7,6 +7,7 @@
 //! stays is the sum of this rank's slice.
 
 use crate::error::TrainError;
+use crate::pulse::Pulse;
 use crate::weights::{Parameters, narrow, shared_zeros};
 use configs::{Shard, owned_range, slice_numel};
 use ops::collectives::{Communicator, Operation, Pending, Wire};
@@ -38,6 +39,7 @@ pub struct Gradients<'a> {
     /// The squares of what leaves, before others' is added; none if they are not asked for.
     own: Option<OwnSquares>,
     waited: Duration,
+    pulse: Pulse,
 }
 
 /// The gradients of parts of the batch, before they are added up: what the noise scale is seen from.
@@ -112,7 +114,13 @@ impl<'a> Gradients<'a> {
             leaf: 0,
             own: None,
             waited: Duration::ZERO,
+            pulse: Pulse::default(),
         })
+    }
+
+    /// From now on it shows in this pulse when a segment's sum is waited for.
+    pub(crate) fn show(&mut self, pulse: &Pulse) {
+        self.pulse = pulse.clone();
     }
 
     /// Begins a step of `leaves` micro-batches of this rank, with its gradient at zero; takes the squares
@@ -267,7 +275,7 @@ impl<'a> Gradients<'a> {
             return Ok(());
         };
         let started = Instant::now();
-        pending.wait()?;
+        self.pulse.waiting(slot, || pending.wait())?;
         self.waited += started.elapsed();
         let Some(buffer) = buffer else { return Ok(()) };
         let Slot { owned, sum, .. } = &mut self.slots[slot];

@@ -6,6 +6,7 @@ use crate::weights::Parameters;
 use configs::{Fault, Shard};
 use dataloader::Samples;
 use std::ops::Range;
+use std::time::{Duration, Instant};
 use tch::Kind;
 use tracing::warn;
 
@@ -43,12 +44,10 @@ impl Faults {
     /// `FaultyRank`.
     pub(crate) fn check(&self, world_size: usize) -> Result<(), TrainError> {
         for &fault in &self.faults {
-            match fault {
-                Fault::Nan { rank, .. } | Fault::Flip { rank, .. } if rank >= world_size => {
-                    return Err(TrainError::FaultyRank { fault, world_size });
-                }
-                _ => warn!("this run is made to fail: {fault}"),
+            if fault.rank().is_some_and(|rank| rank >= world_size) {
+                return Err(TrainError::FaultyRank { fault, world_size });
             }
+            warn!("this run is made to fail: {fault}");
         }
         Ok(())
     }
@@ -70,10 +69,29 @@ impl Faults {
             match *fault {
                 Fault::Nan { step: at, rank: whose } => spoiled.nan |= (at, whose) == (step, rank),
                 Fault::Spike { step: at } => spoiled.spike |= has(first_position(at)),
-                Fault::Flip { .. } => {}
+                Fault::Flip { .. } | Fault::Panic { .. } | Fault::Hang { .. } | Fault::Slow { .. } => {}
             }
         }
         spoiled
+    }
+
+    /// What befalls this rank within the update number `step`.
+    pub(crate) fn befall(&self, step: u64, rank: usize) {
+        for fault in self.faults.iter().filter(|fault| fault.rank() == Some(rank)) {
+            match *fault {
+                Fault::Panic { step: at, .. } if at == step => panic!("as asked for: {fault}"),
+                Fault::Hang { step: at, .. } if at == step => loop {
+                    std::thread::park();
+                },
+                Fault::Slow { ms, .. } => {
+                    let until = Instant::now() + Duration::from_millis(ms);
+                    while Instant::now() < until {
+                        std::hint::spin_loop();
+                    }
+                }
+                _ => {}
+            }
+        }
     }
 
     /// Flips a bit of a weight if it is this rank's turn, after the update number `step`.

@@ -18,10 +18,14 @@ mod stop;
 mod timing;
 mod weights;
 
+mod alike;
 pub mod checkpoint;
 mod run;
 pub mod run_folder;
 mod saving;
+
+pub mod heartbeat;
+mod pulse;
 
 mod log;
 mod metrics;
@@ -32,7 +36,9 @@ mod generate;
 mod gpu_check;
 
 pub mod bench;
+mod doctor;
 
+pub use doctor::doctor;
 pub use engine::{Engine, Gradient, MicroBatch};
 pub use error::TrainError;
 pub use generate::{Sampling, generate};
@@ -42,6 +48,7 @@ pub use inject::Faults;
 pub use log::Log;
 pub use model::Gpt;
 pub use optimizer::Optimizer;
+pub use pulse::Pulse;
 pub use stop::StopFlag;
 pub use timing::{Phase, PhaseSeconds, Timing};
 pub use train::{Process, train};

@@ -8,7 +8,7 @@ use ops::collectives::{Communicator, DeviceSums, abort_on_panic, serve};
 use std::io::Write;
 use std::path::PathBuf;
 use std::time::Duration;
-use trainer::{Faults, Log, Part, Process, StopFlag, TrainError};
+use trainer::{Faults, Log, Part, Process, Pulse, StopFlag, TrainError, heartbeat};
 
 /// One rank of a Phalanx run. `phalanx` starts it; so do mpirun and srun.
 #[derive(Parser)]
@@ -25,6 +25,9 @@ enum Command {
     /// Measure parts of a step against a reference, and write target/bench/*.json
     #[command(subcommand)]
     Bench(Bench),
+    /// Say what this machine has, and how fast its ranks talk, as JSON: `phalanx doctor` reads it
+    #[command(hide = true)]
+    Doctor,
     /// Compare a GPU with the CPU, and time it: `scripts/gpu-check` runs the parts
     #[command(hide = true)]
     GpuCheck(GpuCheckArgs),
@@ -99,16 +102,24 @@ fn main() {
         eprintln!("error: signal handlers: {error}");
         std::process::exit(Exit::Failed.code());
     });
-    let log = Log::start();
+    let (log, pulse) = (Log::start(), Pulse::default());
+    if matches!(cli.command, Command::Train(_))
+        && let Err(error) = heartbeat::start(&pulse)
+    {
+        eprintln!("error: heartbeats: {error}");
+        std::process::exit(Exit::Failed.code());
+    }
     let mut comm = ops::collectives::init().unwrap_or_else(|error| {
         eprintln!("error: {error}");
         std::process::exit(TrainError::from(error).exit().code());
     });
     log.joined(comm.rank());
+    pulse.joined(comm.rank(), comm.activity());
     abort_on_panic(&*comm);
     let outcome = match &cli.command {
-        Command::Train(args) => train(args, &mut comm, stop, log),
+        Command::Train(args) => train(args, &mut comm, stop, log, pulse),
         Command::Bench(what) => bench(what, &*comm),
+        Command::Doctor => doctor(&*comm),
         Command::GpuCheck(args) => gpu_check(args, &mut comm),
     };
     match outcome {
@@ -134,6 +145,7 @@ fn train(
     comm: &mut Box<dyn Communicator>,
     stop: StopFlag,
     log: Log,
+    pulse: Pulse,
 ) -> Result<Exit, TrainError> {
     let config: RunConfig = configs::load(&args.config, &args.sets, &dataloader::vocab_size)?;
     // First of all that touches libtorch: it looks once for the part of it that knows CUDA.
@@ -142,7 +154,14 @@ fn train(
     // On a GPU the promise of the same bits is kept by sums in host memory.
     let sums = if config.reproducible(false) { DeviceSums::Tree } else { DeviceSums::Fast };
     serve(comm, device, sums)?;
-    trainer::train(&config, &**comm, &Process { stop, log, device, faults: Faults::new(&args.inject) })
+    let faults = Faults::new(&args.inject);
+    trainer::train(&config, &**comm, &Process { stop, log, device, faults, pulse })
+}
+
+fn doctor(comm: &dyn Communicator) -> Result<Exit, TrainError> {
+    let found = trainer::doctor(comm)?;
+    let _ = writeln!(std::io::stdout(), "{found}");
+    Ok(Exit::Done)
 }
 
 fn gpu_check(args: &GpuCheckArgs, comm: &mut Box<dyn Communicator>) -> Result<Exit, TrainError> {

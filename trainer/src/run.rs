@@ -1,6 +1,7 @@
 //! A run's parts, opened in order and closed in order: data, folder, checkpoints, reports.
 //! The loop in `train` uses them; nothing here computes a gradient.
 
+use crate::alike;
 use crate::checkpoint::{
     CheckpointError, Checkpoints, Loaded, Publisher, Skip, StateKind, TrainState, step_folder,
 };
@@ -12,6 +13,7 @@ use crate::guard::{self, MOST_SKIPS, Spike};
 use crate::inject::Faults;
 use crate::metrics::{PassageReport, RewindReport, StartReport};
 use crate::noise_scale::NoiseScale;
+use crate::pulse::Pulse;
 use crate::replicas;
 use crate::report::Reporter;
 use crate::run_folder::RunFolder;
@@ -53,6 +55,8 @@ pub(crate) struct Run<'a> {
     pub(crate) peak_flops: f64,
     /// What is made to go wrong.
     pub(crate) faults: Faults,
+    /// Shows what this rank is doing.
+    pub(crate) pulse: Pulse,
     /// The gradient noise scale of this start.
     pub(crate) noise_scale: NoiseScale,
     folder: RunFolder,
@@ -74,12 +78,16 @@ impl<'a> Run<'a> {
     ) -> Result<Run<'a>, TrainError> {
         let device = process.device;
         let kind = ops::device::dtype(config.parallel.dtype, device);
+        alike::check(comm, config.reproducible(device == Device::Cpu))?;
         config.batch_plan(comm.world_size())?;
         process.faults.check(comm.world_size())?;
         let samples = Samples::of(&config.data, config.model.seq_len, config.run.seed)?;
         check_vocabulary(config, &samples)?;
         let tokenizer = samples.tokenizer().clone();
 
+        let segments = configs::segments(&config.model);
+        let names = segments.iter().map(|segment| segment.name.clone()).collect();
+        process.pulse.begin(names, config.guard.hang_timeout_s);
         let template = TrainState {
             step: 0,
             samples: 0,
@@ -88,7 +96,7 @@ impl<'a> Run<'a> {
             train_digest: hex(&samples.digest()),
             val_digest: validation.map(|validation| hex(&validation.digest())),
             tokenizer: tokenizer.id().to_string(),
-            segments: configs::segments(&config.model),
+            segments,
             skips: Vec::new(),
             recent_losses: Vec::new(),
         };
@@ -120,6 +128,7 @@ impl<'a> Run<'a> {
             reporter,
             peak_flops,
             faults: process.faults.clone(),
+            pulse: process.pulse.clone(),
             noise_scale: NoiseScale::default(),
             folder,
             generation,
@@ -156,6 +165,7 @@ impl<'a> Run<'a> {
                  what another does"
             );
         }
+        self.pulse.goes_on(progress.step, self.generation);
         self.reporter.start(StartReport {
             step: progress.step,
             generation: self.generation,

@@ -107,8 +107,7 @@ impl RunFolder {
             match OpenOptions::new().write(true).create_new(true).open(&path) {
                 Ok(mut file) => {
                     // Who it was, for people who look.
-                    let (pid, system) = (std::process::id(), rustix::system::uname());
-                    let host = system.nodename().to_string_lossy();
+                    let (pid, host) = (std::process::id(), host_name());
                     let who = format!("pid {pid} on {host}, {} s after 1970\n", unix_seconds());
                     let written = file.write_all(who.as_bytes()).and_then(|()| file.sync_all());
                     written.map_err(FileError::of("write", &path))?;
@@ -184,6 +183,11 @@ pub fn sync_folder(dir: &Path) -> Result<(), FileError> {
         Err(error) if error.kind() == io::ErrorKind::InvalidInput => Ok(()),
         done => done.map_err(FileError::of("flush the folder", dir)),
     }
+}
+
+/// What this machine calls itself.
+pub(crate) fn host_name() -> String {
+    rustix::system::uname().nodename().to_string_lossy().into_owned()
 }
 
 /// Seconds since 1970.

@@ -11,13 +11,14 @@ use crate::log::Log;
 use crate::metrics::StepReport;
 use crate::model::Gpt;
 use crate::optimizer::Optimizer;
+use crate::pulse::Pulse;
 use crate::replicas;
 use crate::run::Run;
 use crate::saving::{Agreed, Progress};
 use crate::stop::StopFlag;
 use crate::timing::{Phase, Timing};
 use crate::weights::Parameters;
-use configs::{Exit, RunConfig};
+use configs::{Doing, Exit, RunConfig};
 use ops::Dropout;
 use ops::collectives::Communicator;
 use std::time::Instant;
@@ -34,6 +35,8 @@ pub struct Process {
     pub device: tch::Device,
     /// What is made to go wrong.
     pub faults: Faults,
+    /// Shows what it is doing.
+    pub pulse: Pulse,
 }
 
 /// What a step changes: the weights, with their gradients on the way there, and the optimizer's state.
@@ -53,7 +56,8 @@ impl<'a> Learner<'a> {
         let most_leaves = config.batch_plan(comm.world_size())?.grad_accum_steps;
         let gradients = Gradients::new(&parameters, most_leaves, reproducible, comm)?;
         let optimizer = Optimizer::new(&config.optim, &parameters)?;
-        let engine = Engine::new(model, parameters, gradients, config.parallel.recompute);
+        let mut engine = Engine::new(model, parameters, gradients, config.parallel.recompute);
+        engine.show(&run.pulse);
         Ok(Learner { engine, optimizer })
     }
 }
@@ -77,6 +81,7 @@ pub fn train(config: &RunConfig, comm: &dyn Communicator, process: &Process) -> 
     while progress.step < config.max_steps() {
         if let Some(validation) = validation.as_ref().filter(|_| due(progress.step, config.eval.every_steps))
         {
+            run.pulse.at(Doing::Evaluation);
             run.reporter.eval(validation.run(&mut learner.engine, progress.step, comm)?)?;
         }
 
@@ -92,11 +97,13 @@ pub fn train(config: &RunConfig, comm: &dyn Communicator, process: &Process) -> 
         progress.advance(&run.plan, report.loss);
         run.reporter.step(report)?;
 
+        run.pulse.at(Doing::Saving);
         run.saver.settle(agreed, &mut run.reporter)?;
         let (last, save) = (
             agreed.stop || progress.step >= config.max_steps(),
             progress.step.is_multiple_of(config.checkpoint.every_steps),
         );
+        run.pulse.at(Doing::Comparing);
         if guard::compares_replicas(&config.guard, progress.step, save || last)
             && let Some(difference) = replicas::compare(comm, learner.engine.parameters_mut(), progress.step)?
         {
@@ -107,14 +114,18 @@ pub fn train(config: &RunConfig, comm: &dyn Communicator, process: &Process) -> 
             break;
         }
         if save {
+            run.pulse.at(Doing::Saving);
             run.saver.save(&progress, &mut learner, &mut run.reporter)?;
         }
     }
 
     if let (Some(validation), Exit::Done) = (&validation, exit) {
+        run.pulse.at(Doing::Evaluation);
         run.reporter.eval(validation.run(&mut learner.engine, progress.step, comm)?)?;
     }
+    run.pulse.at(Doing::Saving);
     run.saver.save_last(&progress, &mut learner, &mut run.reporter)?;
+    run.pulse.at(Doing::Ending);
     run.finish(&progress, &mut learner.engine, exit)
 }
 
@@ -150,14 +161,7 @@ fn train_step(
 
     engine.begin(plan.grad_accum_steps, run.reporter.tells(progress.step + 1));
     for micro_step in 0..plan.grad_accum_steps {
-        let positions = plan.samples(progress.samples, comm.rank(), micro_step);
-        let samples = run.samples.numbers(positions.clone());
-        debug!("step {} samples {}..{}", progress.step + 1, samples.start, samples.end);
-        let waiting = timing.now();
-        let rows = run.samples.batch(positions.clone())?;
-        let mut batch = MicroBatch::from_rows(&rows.tokens, rows.row_len, run.device);
-        batch.dropout = dropout(config, progress.step, positions.start);
-        timing.add(Phase::Data, waiting);
+        let batch = next_batch(run, progress, micro_step, &mut timing)?;
         // The sum over all targets of the global batch, divided by their number: so ranks only add.
         let scale = spoiled.factor(micro_step) / plan.global_tokens() as f64;
         engine.add(&batch, scale, &mut timing)?;
@@ -166,6 +170,7 @@ fn train_step(
     spoiled.spoil(&mut gradient.losses);
 
     // What follows is decided on reduced values, so that every rank takes the same way.
+    run.pulse.at(Doing::Agree);
     let agreed = run.saver.agree(&gradient, stop)?;
     let (loss, grad_norm) = (agreed.nats / plan.global_tokens() as f64, agreed.squares.sqrt());
     if !(loss.is_finite() && grad_norm.is_finite()) {
@@ -177,12 +182,14 @@ fn train_step(
         return Ok((Outcome::Spiked(spike), agreed));
     }
     let lr = config.lr(progress.step);
+    run.pulse.at(Doing::Optimizer);
     let update = timing.now();
     optimizer.update(engine, progress.step, lr, grad_norm)?;
     timing.add(Phase::Optimizer, update);
     run.faults.flip(progress.step + 1, comm.rank(), engine.parameters_mut())?;
 
-    let seconds = started.elapsed().as_secs_f64();
+    let (seconds, phases) = (started.elapsed().as_secs_f64(), timing.take());
+    run.pulse.stepped(progress.step + 1, seconds - phases.reduce);
     let samples = run.samples.numbers(positions);
     let flops = config.model.flops_per_sequence() * plan.samples_per_step() as f64;
     let report = StepReport {
@@ -195,11 +202,33 @@ fn train_step(
         tokens_per_second: plan.global_tokens() as f64 / seconds,
         mfu: flops / seconds / run.peak_flops,
         seconds,
-        phases: timing.take(),
+        phases,
         noise_scale_tokens: run.noise_scale.of_step(&agreed, plan.global_tokens()),
         epochs: run.samples.epochs(samples.end),
     };
     Ok((Outcome::Updated(report), agreed))
+}
+
+/// This rank's micro-batch number `micro_step` of the step.
+fn next_batch(
+    run: &Run<'_>,
+    progress: &Progress,
+    micro_step: u64,
+    timing: &mut Timing,
+) -> Result<MicroBatch, TrainError> {
+    run.pulse.at(Doing::Data);
+    if micro_step == 0 {
+        run.faults.befall(progress.step + 1, run.comm.rank());
+    }
+    let positions = run.plan.samples(progress.samples, run.comm.rank(), micro_step);
+    let samples = run.samples.numbers(positions.clone());
+    debug!("step {} samples {}..{}", progress.step + 1, samples.start, samples.end);
+    let waiting = timing.now();
+    let rows = run.samples.batch(positions.clone())?;
+    let mut batch = MicroBatch::from_rows(&rows.tokens, rows.row_len, run.device);
+    batch.dropout = dropout(run.config, progress.step, positions.start);
+    timing.add(Phase::Data, waiting);
+    Ok(batch)
 }
 
 /// The dropout of a micro-batch whose first sample is `first_sample`, if the run has any.

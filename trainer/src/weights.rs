@@ -7,6 +7,7 @@
 //! With `"parameters"` they exist on a rank only from their gathering, just before use, to their release.
 
 use crate::error::TrainError;
+use crate::pulse::Pulse;
 use configs::{SegmentSpec, Shard, owned_range, slice_numel};
 use ops::collectives::{Communicator, Operation, Pending};
 use ops::{Weights, mapped_zeros};
@@ -27,6 +28,7 @@ pub struct Parameters<'a> {
     device: Device,
     segments: Vec<Segment>,
     waited: Duration,
+    pulse: Pulse,
 }
 
 struct Segment {
@@ -70,7 +72,13 @@ impl<'a> Parameters<'a> {
             };
             all.push(Segment { spec, held, master, weights, gather: None });
         }
-        Ok(Parameters { comm, shard, kind, device, segments: all, waited: Duration::ZERO })
+        let (waited, pulse) = (Duration::ZERO, Pulse::default());
+        Ok(Parameters { comm, shard, kind, device, segments: all, waited, pulse })
+    }
+
+    /// From now on it shows in this pulse when a segment is waited for.
+    pub(crate) fn show(&mut self, pulse: &Pulse) {
+        self.pulse = pulse.clone();
     }
 
     /// Sets the masters to their initial values, a pure function of the seed.
@@ -151,7 +159,7 @@ impl<'a> Parameters<'a> {
         let segment = &mut self.segments[index];
         if let Some(gather) = segment.gather.take() {
             let started = Instant::now();
-            gather.wait()?;
+            self.pulse.waiting(index, || gather.wait())?;
             self.waited += started.elapsed();
         }
         Ok(segment.weights.as_ref().expect("a segment that was needed is here"))

@@ -24,8 +24,9 @@ pub fn abort_on_panic(comm: &dyn Communicator) {
     }));
 }
 
-/// Prints why, ends every rank with `code`, and this process whatever happens.
-pub(super) fn abort(rank: usize, code: i32, why: &str) -> ! {
+/// Prints why, ends every rank with `code`, and this process whatever happens. From any thread, also
+/// before the ranks have joined; [`Communicator::abort`] where there is one.
+pub fn abort(rank: usize, code: i32, why: &str) -> ! {
     static ENDING: AtomicBool = AtomicBool::new(false);
     if ENDING.swap(true, Ordering::SeqCst) {
         // Another thread is at it: this one only keeps out of its way.
@@ -37,10 +38,8 @@ pub(super) fn abort(rank: usize, code: i32, why: &str) -> ! {
         exit_now(code)
     });
     // Straight to stderr: whether or not logs go anywhere, these must be seen.
-    let mut stderr = std::io::stderr().lock();
-    let _ = writeln!(stderr, "[rank {rank}] {why}");
-    let _ = stderr.flush();
-    drop(stderr);
+    // In one piece: mpirun marks what it reads, and would mark each part.
+    let _ = std::io::stderr().lock().write_all(format!("[rank {rank}] {why}\n").as_bytes());
     let _ = std::io::stdout().flush();
     mpi::abort_world(code);
     exit_now(code)

@@ -7,6 +7,7 @@
 //! ([`tree_sum`]), whatever the network looks like. So every rank ends with the same bits, and with
 //! contiguous leaves per rank the sum over ranks is the top of the tree over micro-batches.
 
+mod activity;
 mod end;
 mod error;
 mod flat;
@@ -22,10 +23,11 @@ pub mod suite;
 mod traffic;
 mod tree;
 
-pub use end::abort_on_panic;
+pub use activity::Activity;
+pub use end::{abort, abort_on_panic};
 pub use error::CommError;
 pub use operation::{Operation, Wire, shard};
-pub use serve::{DeviceSums, Way, serve};
+pub use serve::{DeviceSums, Way, nccl_version, serve};
 pub use solo::Solo;
 pub use staged::Staged;
 pub use traffic::{Moved, Traffic};
@@ -96,7 +98,7 @@ pub struct Place {
 
 /// The collectives a data-parallel run needs, and nothing else.
 ///
-/// Every method but `place`, its shorthands, `device`, `traffic` and `abort` is collective: all ranks call
+/// Every method but `place`, its shorthands, `device`, `traffic`, `activity` and `abort` is collective: all ranks call
 /// it, in the same
 /// order, with the same operation and sizes, one thread at a time. A failed collective leaves the
 /// group unusable; the only correct reaction is `abort`. An MPI error or the death of a peer ends the
@@ -138,6 +140,11 @@ pub trait Communicator: Send + Sync {
     /// What this rank's collectives have sent so far. Not collective; zeros where nothing travels.
     fn traffic(&self) -> Traffic {
         Traffic::default()
+    }
+
+    /// What this rank's collectives are doing, to be looked at from any thread. Not collective.
+    fn activity(&self) -> Activity {
+        Activity::default()
     }
 
     /// Starts an operation on a buffer and returns at once; operations complete in the order they

@@ -27,6 +27,15 @@ pub enum Way {
     HostMemory,
 }
 
+/// NCCL's version, or why there is none, in a line. After CUDA was opened: libtorch brings NCCL with it.
+pub fn nccl_version() -> String {
+    let version = Found::look().and_then(|found| found.version().map_err(|error| error.to_string()));
+    match version {
+        Ok(version) => format!("{}.{}.{}", version / 10_000, version / 100 % 100, version % 100),
+        Err(why) => why.lines().next().unwrap_or_default().to_string(),
+    }
+}
+
 /// Makes a group serve buffers on this rank's device as well, and says how. Collective; on the CPU it changes nothing.
 ///
 /// # Errors

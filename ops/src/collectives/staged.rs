@@ -5,7 +5,7 @@
 //! share a GPU. Owns the copies and their order; knows nothing of how the group inside talks.
 
 use super::flat;
-use super::{CommError, Communicator, Operation, Pending, Place, Traffic, shard};
+use super::{Activity, CommError, Communicator, Operation, Pending, Place, Traffic, shard};
 use std::collections::VecDeque;
 use std::ops::Range;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -59,6 +59,10 @@ impl Communicator for Staged {
 
     fn traffic(&self) -> Traffic {
         self.inner.traffic()
+    }
+
+    fn activity(&self) -> Activity {
+        self.inner.activity()
     }
 
     fn start(&self, operation: Operation, buffer: &Tensor) -> Result<Pending, CommError> {

@@ -17,7 +17,7 @@ pub(super) use raw::abort_world;
 
 use super::flat::{Flat, check_kind};
 use super::traffic::{Counters, Traffic};
-use super::{CommError, Communicator, Operation, Options, Pending, Place, end};
+use super::{Activity, CommError, Communicator, Operation, Options, Pending, Place, end};
 use std::sync::mpsc::{Receiver, Sender, channel};
 use std::sync::{Arc, Mutex};
 use std::thread::JoinHandle;
@@ -29,6 +29,7 @@ pub(super) struct Mpi {
     place: Place,
     jobs: Sender<Job>,
     counters: Arc<Counters>,
+    activity: Activity,
     thread: Mutex<Option<JoinHandle<()>>>,
 }
 
@@ -38,12 +39,13 @@ impl Mpi {
         let (jobs, queue) = channel();
         let (placed, place) = channel();
         let (options, counters) = (options.clone(), Arc::new(Counters::default()));
-        let counted = Arc::clone(&counters);
+        let (counted, activity) = (Arc::clone(&counters), Activity::default());
+        let watched = activity.clone();
         let thread = std::thread::Builder::new()
             .name("mpi".to_owned())
-            .spawn(move || worker::run(&options, tasks, &counted, &placed, &queue))?;
+            .spawn(move || worker::run(&options, tasks, &counted, &watched, &placed, &queue))?;
         let place = place.recv().unwrap_or(Err(CommError::Ended))?;
-        Ok(Mpi { place, jobs, counters, thread: Mutex::new(Some(thread)) })
+        Ok(Mpi { place, jobs, counters, activity, thread: Mutex::new(Some(thread)) })
     }
 
     /// Hands a job to the thread, and the way its outcome comes back.
@@ -66,6 +68,10 @@ impl Communicator for Mpi {
 
     fn traffic(&self) -> Traffic {
         self.counters.traffic()
+    }
+
+    fn activity(&self) -> Activity {
+        self.activity.clone()
     }
 
     fn start(&self, operation: Operation, buffer: &Tensor) -> Result<Pending, CommError> {

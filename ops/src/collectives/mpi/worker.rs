@@ -12,7 +12,7 @@ use super::raw::{self, Comm};
 use super::shared::Shared;
 use crate::collectives::flat::{Flat, plain_buffer, width};
 use crate::collectives::traffic::Counters;
-use crate::collectives::{CommError, Operation, Options, Place, Wire, end, machine};
+use crate::collectives::{Activity, CommError, Operation, Options, Place, Wire, end, machine};
 use std::sync::Arc;
 use std::sync::mpsc::{Receiver, Sender};
 use std::time::Instant;
@@ -32,12 +32,25 @@ pub(super) enum Job {
     Finalize { done: Sender<Result<(), CommError>> },
 }
 
+impl Job {
+    fn name(&self) -> &'static str {
+        match self {
+            Job::Flat { operation, .. } => operation.name(),
+            Job::Buffer { .. } => "buffer",
+            Job::Bytes { .. } => "all_gather_bytes",
+            Job::Barrier { .. } => "barrier",
+            Job::Finalize { .. } => "finalize",
+        }
+    }
+}
+
 /// Joins the world, says where this rank is, and works until told to finalize, or until nobody is
 /// left to hand it work; then it ends without finalizing, which would wait for the others.
 pub(super) fn run(
     options: &Options,
     tasks: Option<usize>,
     counters: &Arc<Counters>,
+    activity: &Activity,
     placed: &Sender<Result<Place, CommError>>,
     queue: &Receiver<Job>,
 ) {
@@ -48,15 +61,30 @@ pub(super) fn run(
     let rank = worker.place.rank;
     let _ = placed.send(Ok(worker.place.clone()));
     while let Ok(job) = queue.recv() {
+        activity.begin(job.name());
+        // What has ended is counted before it is told, so that nobody who was told sees it under way.
         match job {
             Job::Flat { operation, flat, done } => {
                 let outcome = or_abort(rank, worker.flat(operation, &flat));
                 drop(flat);
+                activity.end();
                 let _ = done.send(outcome);
             }
-            Job::Buffer { numel, kind, done } => drop(done.send(or_abort(rank, worker.buffer(numel, kind)))),
-            Job::Bytes { bytes, done } => drop(done.send(or_abort(rank, worker.bytes(&bytes)))),
-            Job::Barrier { done } => drop(done.send(or_abort(rank, worker.agree(Call::BARRIER).map(drop)))),
+            Job::Buffer { numel, kind, done } => {
+                let outcome = or_abort(rank, worker.buffer(numel, kind));
+                activity.end();
+                let _ = done.send(outcome);
+            }
+            Job::Bytes { bytes, done } => {
+                let outcome = or_abort(rank, worker.bytes(&bytes));
+                activity.end();
+                let _ = done.send(outcome);
+            }
+            Job::Barrier { done } => {
+                let outcome = or_abort(rank, worker.agree(Call::BARRIER).map(drop));
+                activity.end();
+                let _ = done.send(outcome);
+            }
             Job::Finalize { done } => return drop(done.send(or_abort(rank, worker.finalize()))),
         }
     }

@@ -8,7 +8,7 @@
 mod api;
 
 use super::flat;
-use super::{CommError, Communicator, Operation, Pending, Place, Traffic, shard};
+use super::{Activity, CommError, Communicator, Operation, Pending, Place, Traffic, shard};
 use crate::cuda_stream::{CudaEvent, CudaStream, set_device};
 use api::Api;
 use cudarc::nccl::sys::{ncclComm_t, ncclDataType_t, ncclRedOp_t, ncclResult_t, ncclUniqueId};
@@ -260,6 +260,10 @@ impl Communicator for Nccl {
 
     fn traffic(&self) -> Traffic {
         self.inner.traffic()
+    }
+
+    fn activity(&self) -> Activity {
+        self.inner.activity()
     }
 
     fn start(&self, operation: Operation, buffer: &Tensor) -> Result<Pending, CommError> {
