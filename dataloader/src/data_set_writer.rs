@@ -40,12 +40,34 @@ impl DataSetWriter {
         if text.is_empty() {
             return Ok(());
         }
-        self.tokens.clear();
-        self.tokenizer.encode(text, &mut self.tokens);
-        self.tokens.push(self.tokenizer.end_of_text());
+        let mut tokens = std::mem::take(&mut self.tokens);
+        tokens.clear();
+        self.tokenizer.encode(text, &mut tokens);
+        let pushed = self.push_ended(source, record, text.len() as u64, &mut tokens);
+        self.tokens = tokens;
+        pushed
+    }
 
+    /// Appends a document that is tokens already, without end-of-text; its bytes are the tokens' own.
+    ///
+    /// # Errors
+    /// A token outside the vocabulary, and those of the file system.
+    pub fn push_tokens(&mut self, source: u64, record: u64, tokens: &[u32]) -> Result<(), DataError> {
+        let bytes = tokens.iter().map(|&token| self.tokenizer.byte_len(token) as u64).sum();
+        self.push_ended(source, record, bytes, &mut tokens.to_vec())
+    }
+
+    /// Appends end-of-text to the tokens, and these to a shard with room for them.
+    fn push_ended(
+        &mut self,
+        source: u64,
+        record: u64,
+        bytes: u64,
+        tokens: &mut Vec<u32>,
+    ) -> Result<(), DataError> {
+        tokens.push(self.tokenizer.end_of_text());
         let room = |shard: &ShardWriter| self.max_shard_tokens.saturating_sub(shard.tokens());
-        if let Some(full) = self.shard.take_if(|shard| room(shard) < self.tokens.len() as u64) {
+        if let Some(full) = self.shard.take_if(|shard| room(shard) < tokens.len() as u64) {
             self.finished.push(full.finish()?);
         }
         let shard = match &mut self.shard {
@@ -55,7 +77,7 @@ impl DataSetWriter {
                 none.insert(ShardWriter::create(&self.folder.join(name), &self.tokenizer)?)
             }
         };
-        shard.push(source, record, text.len() as u64, &self.tokens)
+        shard.push(source, record, bytes, tokens)
     }
 
     /// Completes the last shard, then writes the manifest; `sources` names the source files that
@@ -67,6 +89,7 @@ impl DataSetWriter {
         if let Some(shard) = self.shard.take() {
             self.finished.push(shard.finish()?);
         }
+        self.tokenizer.write_into(&self.folder)?;
         let manifest = Manifest::new(&self.tokenizer, self.finished, sources);
         manifest.write(&self.folder)?;
         Ok(manifest)

@@ -231,6 +231,40 @@ pub enum DataError {
         /// Its name.
         id: String,
     },
+    /// A Parquet file that cannot be read, or has no text.
+    #[error(
+        "{}: {what}\n\
+         hint: expected a Parquet table with a column of text; --text-key names it",
+        file.display()
+    )]
+    TableInvalid {
+        /// The file.
+        file: PathBuf,
+        /// What is wrong with it.
+        what: String,
+    },
+    /// A file that is no classifier.
+    #[error(
+        "{}: is no classifier, or damaged\nhint: `phalanx data train-classifier` makes one",
+        file.display()
+    )]
+    ClassifierInvalid {
+        /// The file.
+        file: PathBuf,
+    },
+    /// A tokenizer's file that cannot be used.
+    #[error(
+        "{}: {what}\n\
+         hint: a tokenizer's file is a byte-pair table (.tiktoken, as `phalanx data train-tokenizer` writes it) \
+         or a WordPiece vocabulary (.txt, one piece a line)",
+        file.display()
+    )]
+    TokenizerInvalid {
+        /// The file.
+        file: PathBuf,
+        /// What is wrong with it.
+        what: String,
+    },
     /// Tokens made by another tokenizer than the data set's.
     #[error(
         "{}: made by tokenizer {got}, expected {expected}\n\
@@ -260,6 +294,46 @@ pub enum DataError {
         token: u64,
         /// The tokenizer's size.
         vocab_size: usize,
+    },
+    /// A token of another program's file that GPT-2 does not have.
+    #[error(
+        "{}: token {token} at position {position} (byte {offset}) is outside the vocabulary, expected 0 to less \
+         than {vocab_size}\n\
+         hint: token files of other programs are taken for GPT-2's; these were made by another tokenizer, or this \
+         is no token file",
+        file.display()
+    )]
+    ForeignToken {
+        /// The file.
+        file: PathBuf,
+        /// Position in tokens.
+        position: u64,
+        /// Position in bytes.
+        offset: u64,
+        /// The token.
+        token: i64,
+        /// The tokenizer's size.
+        vocab_size: usize,
+    },
+    /// An index of Megatron's that is none, or that points where it must not.
+    #[error(
+        "{}: Megatron index: {what}\n\
+         hint: the file is damaged or of another kind; copy it again, with its .bin",
+        file.display()
+    )]
+    ForeignIndex {
+        /// The index.
+        file: PathBuf,
+        /// What is wrong, with the byte.
+        what: String,
+    },
+    /// A data set that another program's format cannot hold.
+    #[error("{}: {what}\nhint: choose another format, or fewer documents", file.display())]
+    NotConvertible {
+        /// The file to be written.
+        file: PathBuf,
+        /// Why not.
+        what: String,
     },
     /// A read past the end of the data set.
     #[error(
@@ -323,7 +397,8 @@ pub enum PrepareError {
     /// A kind of file that is not read.
     #[error(
         "{}: {}, expected one of: {}\n\
-         hint: .txt is one document; .jsonl has one object with a \"text\" in each line",
+         hint: .txt and .md are one document; .jsonl has one object with a \"text\" in each line, .parquet one \
+         document in each row",
         file.display(), extension(file), crate::KNOWN_EXTENSIONS.join(", ")
     )]
     UnknownExtension {
@@ -343,6 +418,25 @@ pub enum PrepareError {
         line: u64,
         /// What is wrong with it.
         what: String,
+    },
+    /// Too little to learn a classifier from.
+    #[error(
+        "{good} good documents and {raw} others to learn from, expected at least {needed} of each\n\
+         hint: a few thousand of each make a useful classifier"
+    )]
+    TooFewToLearn {
+        /// Good ones.
+        good: usize,
+        /// Others.
+        raw: usize,
+        /// Fewest of each.
+        needed: usize,
+    },
+    /// A vocabulary without room for every byte.
+    #[error("--vocab-size is {got}, expected at least 257: 256 bytes and end-of-text\nhint: GPT-2 has 50257")]
+    VocabularyTooSmall {
+        /// The size.
+        got: usize,
     },
     /// A share that is no share.
     #[error(
@@ -374,13 +468,23 @@ pub enum PrepareError {
         /// What is there.
         stranger: PathBuf,
     },
-    /// Another preparation runs, or was killed.
+    /// Another preparation was killed.
     #[error(
-        "{}: is left from another preparation, running or interrupted\n\
-         hint: when none is running, remove it, or replace it with --force",
+        "{}: is left from a preparation of other files or with other options\n\
+         hint: the same command goes on with it; else remove it, or replace it with --force",
         folder.display()
     )]
     Unfinished {
+        /// The temporary folder.
+        folder: PathBuf,
+    },
+    /// Another preparation runs.
+    #[error(
+        "{}: another preparation is writing there\n\
+         hint: wait until it has ended, or choose another --out",
+        folder.display()
+    )]
+    Running {
         /// The temporary folder.
         folder: PathBuf,
     },

@@ -105,7 +105,6 @@ impl Manifest {
         }
         let manifest: Manifest =
             serde_json::from_slice(&text).map_err(|error| invalid(format!("no manifest: {error}")))?;
-        manifest.tokenizer_in(&file)?;
         manifest.check(&file)?;
         Ok(manifest)
     }
@@ -124,9 +123,10 @@ impl Manifest {
     /// The tokenizer that the manifest names; `file` is where it was read.
     pub(crate) fn tokenizer_in(&self, file: &Path) -> Result<Tokenizer, DataError> {
         let id = &self.tokenizer.id;
-        let Some(tokenizer) = Tokenizer::from_id(id) else {
+        let Some(tokenizer) = Tokenizer::in_folder(files::parent(file), id) else {
             return Err(DataError::UnknownTokenizer { file: file.into(), id: id.clone() });
         };
+        let tokenizer = tokenizer?;
         check_tokenizer(&tokenizer, id, &self.tokenizer.digest, file)?;
         Ok(tokenizer)
     }

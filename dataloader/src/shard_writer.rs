@@ -53,6 +53,11 @@ impl ShardWriter {
         self.tokens
     }
 
+    /// Documents so far.
+    pub fn documents(&self) -> u64 {
+        self.index.documents.len() as u64
+    }
+
     /// Appends one document: `tokens` with end-of-text last, made from `source_bytes` bytes of record
     /// `record` of source `source`. A document without tokens is left out.
     ///
@@ -68,13 +73,29 @@ impl ShardWriter {
         if tokens.is_empty() {
             return Ok(());
         }
+        self.begin(source, record);
+        self.extend(source_bytes, tokens)
+    }
+
+    /// Starts a document whose tokens come in parts; it must get at least one.
+    pub(crate) fn begin(&mut self, source: u64, record: u64) {
+        self.index.documents.push(Document { first_token: self.tokens, source, record, source_bytes: 0 });
+    }
+
+    /// Appends to the document that was begun last: `tokens`, made from `source_bytes` more bytes.
+    ///
+    /// # Errors
+    /// A token outside the vocabulary, and those of the file system.
+    pub(crate) fn extend(&mut self, source_bytes: u64, tokens: &[u32]) -> Result<(), DataError> {
         let vocab_size = self.tokenizer.vocab_size();
         if let Some(i) = tokens.iter().position(|&token| token as usize >= vocab_size) {
             let (position, token) = (self.tokens + i as u64, u64::from(tokens[i]));
             let file = self.file.clone();
             return Err(DataError::TokenOutsideVocabulary { file, position, token, vocab_size });
         }
-        self.index.documents.push(Document { first_token: self.tokens, source, record, source_bytes });
+        if let Some(document) = self.index.documents.last_mut() {
+            document.source_bytes += source_bytes;
+        }
         self.tokens += tokens.len() as u64;
         self.source_bytes += source_bytes;
         for piece in tokens.chunks(BLOCK_BYTES) {

@@ -4,7 +4,7 @@ use configs::Philox;
 use std::fmt;
 
 /// How text was held out.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
 pub enum SplitRule {
     /// None was.
     Nothing,
@@ -46,8 +46,13 @@ pub(crate) fn end_start(text: &[u8], fraction: f64) -> usize {
     let held_out = (text.len() as f64 * fraction).round() as usize;
     let wanted = text.len() - held_out.min(text.len());
     let (low, high) = (wanted.saturating_sub(held_out / 2), wanted + held_out / 2);
-    let before = memchr::memrchr(b'\n', &text[low..wanted]).map(|i| low + i + 1);
-    let after = memchr::memchr(b'\n', &text[wanted..high]).map(|i| wanted + i + 1);
+    low + near(&text[low..high], wanted - low)
+}
+
+/// The line end nearest to the wanted place in a stretch of text, else a character.
+pub(crate) fn near(text: &[u8], wanted: usize) -> usize {
+    let before = memchr::memrchr(b'\n', &text[..wanted]).map(|i| i + 1);
+    let after = memchr::memchr(b'\n', &text[wanted..]).map(|i| wanted + i + 1);
     match (before, after) {
         (Some(before), Some(after)) if wanted - before <= after - wanted => before,
         (_, Some(after)) => after,

@@ -1,14 +1,26 @@
 //! `phalanx data`: makes data sets from text, shows what is in them, checks them. Owns the arguments
-//! and the tables; what data is, and every error about it, belongs to `dataloader`.
+//! and what is printed; what data is, and every error about it, belongs to `dataloader`.
+
+mod convert;
+mod curate;
+mod prepare;
+mod progress;
+mod table;
+mod tokenize;
+mod which;
 
 use anyhow::Result;
 use clap::{Args, Subcommand};
 use configs::Exit;
-use dataloader::{
-    DataError, DataSet, MANIFEST_NAME, Overlap, PrepareOptions, PrepareReport, SplitTotals, overlap, prepare,
-};
+use convert::ConvertArgs;
+use curate::{ClassifyArgs, DecontaminateArgs, DedupArgs, RunFilterArgs, TrainClassifierArgs};
+use dataloader::{DataError, DataSet, MANIFEST_NAME, Overlap, overlap};
+use prepare::PrepareArgs;
 use std::io::{self, BufWriter, Write};
 use std::path::{Path, PathBuf};
+use table::{Table, grouped, hex};
+use tokenize::{TokenizeArgs, TrainTokenizerArgs};
+use which::WhichArgs;
 
 /// `phalanx data`
 #[derive(Debug, Args)]
@@ -23,6 +35,24 @@ pub struct DataArgs {
 pub enum DataCommand {
     /// Make DIR/train and DIR/val from text.
     Prepare(PrepareArgs),
+    /// Print the token ids of each document, as one JSON list a line.
+    Tokenize(TokenizeArgs),
+    /// Keep documents by their metadata and by simple rules.
+    Filter(RunFilterArgs),
+    /// Learn to tell good text from the rest.
+    TrainClassifier(TrainClassifierArgs),
+    /// Keep documents by a classifier's score, as GPT-3's data was.
+    Classify(ClassifyArgs),
+    /// Drop documents with the same, or nearly the same, text as an earlier one.
+    Dedup(DedupArgs),
+    /// Drop documents that share words in a row with evaluation sets.
+    Decontaminate(DecontaminateArgs),
+    /// Learn a byte-pair encoding from text.
+    TrainTokenizer(TrainTokenizerArgs),
+    /// Write a data set as llm.c, nanoGPT or Megatron have theirs, or theirs as ours.
+    Convert(ConvertArgs),
+    /// List the documents of a step of a run.
+    Which(WhichArgs),
     /// Show the shards, totals and first characters of a data set.
     Inspect(InspectArgs),
     /// Read all of a data set and check every checksum, document and token.
@@ -39,23 +69,6 @@ pub enum DataCommand {
         #[arg(long, value_name = "FILE")]
         text: PathBuf,
     },
-}
-
-/// `phalanx data prepare`
-#[derive(Debug, Args)]
-pub struct PrepareArgs {
-    /// Text: .txt is one document, .jsonl has one object with a "text" in each line.
-    #[arg(required = true)]
-    pub files: Vec<PathBuf>,
-    /// Where to write; the folder appears when it is complete.
-    #[arg(long, value_name = "DIR")]
-    pub out: PathBuf,
-    /// Share of the text to hold out for validation; 0 for none.
-    #[arg(long, value_name = "F", default_value_t = 0.05)]
-    pub val_fraction: f64,
-    /// Replace an earlier preparation in DIR.
-    #[arg(long)]
-    pub force: bool,
 }
 
 /// `phalanx data inspect`
@@ -77,7 +90,16 @@ pub struct InspectArgs {
 pub fn run(args: &DataArgs) -> Result<Exit> {
     let mut out = BufWriter::new(io::stdout().lock());
     let result = match &args.command {
-        DataCommand::Prepare(args) => run_prepare(args, &mut out),
+        DataCommand::Prepare(args) => prepare::run(args, &mut out),
+        DataCommand::Tokenize(args) => tokenize::run(args, &mut out),
+        DataCommand::TrainTokenizer(args) => tokenize::run_train(args, &mut out),
+        DataCommand::Filter(args) => curate::run_filter(args, &mut out),
+        DataCommand::TrainClassifier(args) => curate::run_train_classifier(args, &mut out),
+        DataCommand::Classify(args) => curate::run_classify(args, &mut out),
+        DataCommand::Dedup(args) => curate::run_dedup(args, &mut out),
+        DataCommand::Decontaminate(args) => curate::run_decontaminate(args, &mut out),
+        DataCommand::Convert(args) => convert::run(args, &mut out),
+        DataCommand::Which(args) => which::run(args, &mut out),
         DataCommand::Inspect(args) => run_inspect(args, &mut out),
         DataCommand::Verify { folder } => run_verify(folder, &mut out),
         DataCommand::Overlap { sample, text } => run_overlap(sample, text, &mut out),
@@ -90,31 +112,6 @@ pub fn run(args: &DataArgs) -> Result<Exit> {
         Err(error) if !closed(&error) => Err(error),
         _ => Ok(Exit::Done),
     }
-}
-
-fn run_prepare(args: &PrepareArgs, out: &mut impl Write) -> Result<()> {
-    let options =
-        PrepareOptions { val_fraction: args.val_fraction, force: args.force, ..PrepareOptions::default() };
-    let report = prepare(&args.files, &args.out, &options)?;
-    let PrepareReport { files, documents, skipped_documents, source_bytes, rule, train, val } = report;
-    writeln!(
-        out,
-        "{files} files, {} documents, {} bytes; {rule}",
-        grouped(documents),
-        grouped(source_bytes)
-    )?;
-    if skipped_documents > 0 {
-        writeln!(out, "{} empty documents were passed over", grouped(skipped_documents))?;
-    }
-    let mut table = Table::new(["split", "tokens", "documents", "bytes", "shards"]);
-    for (split, totals) in [("train", Some(train)), ("val", val)] {
-        if let Some(SplitTotals { shards, documents, tokens, source_bytes }) = totals {
-            let folder = args.out.join(split).display().to_string();
-            let numbers = [tokens, documents, source_bytes, shards].map(grouped);
-            table.row(folder, numbers);
-        }
-    }
-    table.print(out)
 }
 
 fn run_inspect(args: &InspectArgs, out: &mut impl Write) -> Result<()> {
@@ -134,7 +131,6 @@ fn run_inspect(args: &InspectArgs, out: &mut impl Write) -> Result<()> {
 }
 
 fn inspect(data: &DataSet, out: &mut impl Write) -> Result<()> {
-    let manifest = data.manifest();
     let (tokens, bytes) = (data.tokens(), data.source_bytes());
     writeln!(out, "{}", data.folder().display())?;
     writeln!(
@@ -152,14 +148,23 @@ fn inspect(data: &DataSet, out: &mut impl Write) -> Result<()> {
         data.vocab_size(),
         hex(&data.digest())
     )?;
-    writeln!(out, "from {}", list(&manifest.sources))?;
-    let mut table = Table::new(["shard", "tokens", "documents", "bytes", "digest"]);
-    for shard in &manifest.shards {
-        let numbers = [shard.tokens, shard.documents, shard.source_bytes].map(grouped);
-        let [tokens, documents, bytes] = numbers;
-        table.row(shard.name.clone(), [tokens, documents, bytes, hex(&shard.digest)[..16].to_string()]);
+    match (data.manifest(), data.format()) {
+        (Some(manifest), _) => {
+            writeln!(out, "from {}", list(&manifest.sources))?;
+            let mut table = Table::new(["shard", "tokens", "documents", "bytes", "digest"]);
+            for shard in &manifest.shards {
+                let numbers = [shard.tokens, shard.documents, shard.source_bytes].map(grouped);
+                let [tokens, documents, bytes] = numbers;
+                let digest = hex(&shard.digest)[..16].to_string();
+                table.row(shard.name.clone(), [tokens, documents, bytes, digest]);
+            }
+            table.print(out)?;
+        }
+        (None, format) => {
+            let whose = format.map_or(String::new(), |format| format.to_string());
+            writeln!(out, "a token file of {whose}; its tokens are taken for GPT-2's")?;
+        }
     }
-    table.print(out)?;
     if data.documents() > 0 {
         let first = data.document(0)?.tokens;
         let text = data.text(first.start..first.end.min(first.start + 4 * SHOWN_CHARACTERS as u64))?;
@@ -227,52 +232,6 @@ fn list(names: &[String]) -> String {
     }
 }
 
-/// A number as people read it: 4,108,123.
-fn grouped(number: u64) -> String {
-    let digits = number.to_string();
-    let mut grouped = String::new();
-    for (i, digit) in digits.chars().enumerate() {
-        if i > 0 && (digits.len() - i).is_multiple_of(3) {
-            grouped.push(',');
-        }
-        grouped.push(digit);
-    }
-    grouped
-}
-
-fn hex(digest: &[u8]) -> String {
-    digest.iter().map(|byte| format!("{byte:02x}")).collect()
-}
-
-/// A table: names to the left, the rest to the right, as wide as what is in it.
-struct Table {
-    rows: Vec<[String; 5]>,
-}
-
-impl Table {
-    fn new(heads: [&str; 5]) -> Table {
-        Table { rows: vec![heads.map(str::to_string)] }
-    }
-
-    fn row(&mut self, name: String, [a, b, c, d]: [String; 4]) {
-        self.rows.push([name, a, b, c, d]);
-    }
-
-    fn print(&self, out: &mut impl Write) -> Result<()> {
-        let width =
-            |column: usize| self.rows.iter().map(|row| row[column].chars().count()).max().unwrap_or(0);
-        let widths: [usize; 5] = std::array::from_fn(width);
-        for [name, rest @ ..] in &self.rows {
-            write!(out, "{name:<0$}", widths[0])?;
-            for (cell, width) in rest.iter().zip(&widths[1..]) {
-                write!(out, "  {cell:>width$}")?;
-            }
-            writeln!(out)?;
-        }
-        Ok(())
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -282,9 +241,20 @@ mod tests {
         let text = scratch.path().join("rhyme.txt");
         std::fs::write(&text, "Humpty Dumpty sat on a wall,\n".repeat(100)).unwrap();
         let out = scratch.path().join("data");
-        let args = PrepareArgs { files: vec![text], out: out.clone(), val_fraction: 0.1, force: false };
-        run_prepare(&args, &mut Vec::new()).unwrap();
+        let args =
+            ["prepare", text.to_str().unwrap(), "--out", out.to_str().unwrap(), "--val-fraction", "0.1"];
+        prepare::run(&parsed(&args), &mut Vec::new()).unwrap();
         (scratch, out)
+    }
+
+    /// The arguments of `phalanx data prepare`, as typed.
+    fn parsed(args: &[&str]) -> PrepareArgs {
+        #[derive(clap::Parser)]
+        struct Typed {
+            #[command(flatten)]
+            args: PrepareArgs,
+        }
+        <Typed as clap::Parser>::parse_from(args).args
     }
 
     fn printed(print: impl FnOnce(&mut Vec<u8>) -> Result<()>) -> String {
@@ -323,11 +293,6 @@ mod tests {
         let error = run_verify(scratch.path(), &mut Vec::new()).unwrap_err();
         assert!(error.is::<DataError>());
         assert!(format!("{error:#}").contains("phalanx data prepare"), "{error:#}");
-    }
-
-    #[test]
-    fn numbers_are_grouped_by_thousands() {
-        assert_eq!([0, 999, 1000, 1_234_567].map(grouped), ["0", "999", "1,000", "1,234,567"]);
     }
 
     #[test]
