@@ -14,9 +14,11 @@ fn main() {
         "no libtorch in {}; hint: run scripts/setup, which installs it",
         libtorch.display()
     );
+    attention_tiles();
     cc::Build::new()
         .cpp(true)
         .std("c++17")
+        .file("csrc/attention.cpp")
         .file("csrc/shim.cpp")
         .file("csrc/optimizer.cpp")
         .file("csrc/device_optimizer.cpp")
@@ -27,8 +29,32 @@ fn main() {
         // element fell into the vectorised part of a loop or into its tail.
         .flag("-ffp-contract=off")
         .flag_if_supported("-Wno-unused-parameter")
+        // Without it libtorch's `parallel_for` is a loop on one thread.
+        .flag("-fopenmp")
         .opt_level(3)
         .compile("phalanx_shim");
+    // The OpenMP that libtorch brings and loads: a second one would have threads of its own.
+    println!("cargo:rustc-link-search=native={}", libtorch.join("lib").display());
+    println!("cargo:rustc-link-lib=dylib:+verbatim=libgomp.so.1");
     // The rest of the workspace that links this crate needs the same path: see trainer/build.rs.
     println!("cargo:rustc-link-arg=-Wl,-rpath,{}", libtorch.join("lib").display());
+}
+
+/// The tiles of attention once for each instruction set; the program takes the best that the CPU has. They
+/// include no header that other objects share, so that no instruction gets into those.
+fn attention_tiles() {
+    let plain: (&str, &[&str]) = ("plain", &[]);
+    let avx2: (&str, &[&str]) = ("avx2", &["-DPHX_AVX2", "-mavx2", "-mfma"]);
+    let avx512: (&str, &[&str]) = ("avx512", &["-DPHX_AVX512", "-mavx512f", "-mavx512vl", "-mfma"]);
+    let x86 = std::env::var("CARGO_CFG_TARGET_ARCH").is_ok_and(|arch| arch == "x86_64");
+    for (name, flags) in if x86 { vec![plain, avx2, avx512] } else { vec![plain] } {
+        let mut build = cc::Build::new();
+        build.cpp(true).std("c++17").file("csrc/attention_tiles.cpp").opt_level(3);
+        // A product and the sum it goes into are rounded once, in every register block alike.
+        build.flag("-ffp-contract=fast");
+        flags.iter().for_each(|flag| {
+            build.flag(flag);
+        });
+        build.compile(&format!("phalanx_attention_{name}"));
+    }
 }

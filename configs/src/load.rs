@@ -287,6 +287,12 @@ max_steps = 10
     }
 
     #[test]
+    fn a_pattern_that_sees_what_it_predicts_is_refused() {
+        let told = problems(GOOD, &["model.attention=[\"dense\", \"bidirectional\"]"]);
+        assert!(told.contains("model.attention: \"bidirectional\" sees the tokens that it is"), "{told}");
+    }
+
+    #[test]
     fn all_missing_and_impossible_values_are_told_at_once() {
         let text = GOOD
             .replace("n_layer = 2\n", "")

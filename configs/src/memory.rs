@@ -1,9 +1,7 @@
 //! What a run takes of a rank's memory, as a formula of the model and of how ranks share the work.
 //! It follows what `trainer` allocates, buffer by buffer; knows no allocator, and no device's size.
 
-use crate::{
-    BatchError, ModelConfig, Norm, Pattern, Recompute, RunConfig, SegmentSpec, Shard, owned_range, segments,
-};
+use crate::{BatchError, ModelConfig, Norm, Recompute, RunConfig, SegmentSpec, Shard, owned_range, segments};
 
 const FP32: u64 = 4;
 
@@ -144,29 +142,28 @@ fn passing(all: &[SegmentSpec], n_layer: usize, setup: &Setup) -> u64 {
 
 /// What autograd keeps of a block, in elements a token: the inputs of its norms, of the four products, of
 /// attention and of the GELU, and attention's output.
-fn block_activations(model: &ModelConfig, layer: usize) -> u64 {
+fn block_activations(model: &ModelConfig) -> u64 {
     let c = model.n_embd as u64;
     let heads = model.n_head as u64;
     // x, norm, attention's output, x + attention, norm: 5 C; before and after the GELU: 8 C.
     let around = 13 * c;
-    let pattern = model.pattern(layer);
-    let attention = match pattern {
+    // Queries, keys and values, whatever the pattern.
+    let attention = if model.dropout > 0.0 {
         // With dropout, probabilities, their mask and their product, for all pairs.
-        _ if model.dropout > 0.0 => 3 * c + 2 * c + 3 * heads * model.seq_len as u64,
-        // Blocks of queries, and for each twice as many keys and values.
-        Pattern::Banded(w) if w < model.seq_len => 5 * c + 2 * w as u64,
-        _ => 3 * c,
+        3 * c + 2 * c + 3 * heads * model.seq_len as u64
+    } else {
+        3 * c
     };
     let residual = if model.norm == Norm::Post { c } else { 0 }; // the sums are kept too, before the norms
     around + attention + residual
 }
 
 fn activations(model: &ModelConfig, setup: &Setup) -> u64 {
-    let blocks = (0..model.n_layer).map(|layer| block_activations(model, layer));
+    let (layers, block) = (model.n_layer as u64, block_activations(model));
     let kept = if setup.recompute || setup.shard == Shard::Parameters {
-        model.n_layer as u64 * model.n_embd as u64 + blocks.max().unwrap_or(0)
+        layers * model.n_embd as u64 + block
     } else {
-        blocks.sum()
+        layers * block
     };
     setup.width() * kept * (setup.micro_batch * model.seq_len) as u64
 }

@@ -290,6 +290,10 @@ fn resolve_model(
         problems
             .push(Problem::key("model.attention", "an empty list; [\"dense\"] is the plain decoder".into()));
     }
+    if let Some(pattern) = model.attention.iter().find(|pattern| !pattern.is_causal()) {
+        let what = format!("\"{pattern}\" sees the tokens that it is asked to predict");
+        problems.push(Problem::key("model.attention", what));
+    }
     if !(0.0..1.0).contains(&model.dropout) {
         problems.push(Problem::key("model.dropout", format!("{} does not lie in [0, 1)", model.dropout)));
     }

@@ -56,7 +56,7 @@ pub fn dtype(wanted: configs::Dtype, device: Device) -> Kind {
 }
 
 /// Whether there is AVX512-BF16; every CPU with AMX-BF16 has it too.
-fn cpu_multiplies_bf16() -> bool {
+pub(crate) fn cpu_multiplies_bf16() -> bool {
     #[cfg(target_arch = "x86_64")]
     let there = std::is_x86_feature_detected!("avx512bf16");
     #[cfg(not(target_arch = "x86_64"))]

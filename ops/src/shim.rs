@@ -1,12 +1,29 @@
 //! The C++ shim's functions, bound. The only place that knows their C signatures.
 
 use crate::OpsError;
+use crate::attention::Division;
 use std::ffi::{CStr, c_char, c_int};
 use tch::{Device, Kind, Tensor};
 use torch_sys::C_tensor;
 
 mod ffi {
     use super::{C_tensor, c_char, c_int};
+
+    /// A piece of a pattern; csrc/attention.cpp says what each array holds.
+    #[repr(C)]
+    pub(super) struct Piece {
+        pub(super) queries: *const i32,
+        pub(super) keys: *const i32,
+        pub(super) n_queries: i64,
+        pub(super) n_keys: i64,
+        pub(super) first: *const i32,
+        pub(super) end: *const i32,
+        pub(super) n_rows: i64,
+        pub(super) blocks: *const i32,
+        pub(super) chunks: *const i32,
+        pub(super) n_blocks: i64,
+        pub(super) n_chunks: i64,
+    }
 
     unsafe extern "C" {
         pub(super) fn phx_last_error() -> *const c_char;
@@ -29,6 +46,13 @@ mod ffi {
             root_scale: f32,
             eps: f32,
         );
+        pub(super) fn phx_attention(
+            q: *const C_tensor,
+            k: *const C_tensor,
+            v: *const C_tensor,
+            pieces: *const Piece,
+            n_pieces: i64,
+        ) -> *mut C_tensor;
         pub(super) fn phx_sum_squares(x: *const f32, n: i64, chunk: i64, partials: *mut f64);
     }
 }
@@ -78,6 +102,44 @@ pub(crate) fn set_grad(tensor: &mut Tensor, grad: &Tensor) -> Result<(), OpsErro
 pub fn backward(output: &Tensor, grad_output: &Tensor) -> Result<(), OpsError> {
     // SAFETY: both pointers come from live tensors that outlive the call.
     checked(unsafe { ffi::phx_backward(output.as_ptr(), grad_output.as_ptr()) })
+}
+
+/// Attention of `[B, H, T, D]` over the pairs of some pieces, by the CPU's kernel.
+pub(crate) fn attention(
+    q: &Tensor,
+    k: &Tensor,
+    v: &Tensor,
+    divisions: &[Division],
+) -> Result<Tensor, OpsError> {
+    let pieces: Vec<ffi::Piece> = divisions.iter().map(described).collect();
+    // SAFETY: the tensors and the arrays behind `pieces` outlive the call, and the shim copies what it
+    // keeps. Lengths are those of the arrays; that positions and ranges lie within them is what
+    // `configs::Pattern::pieces` makes and `Division` divides. What is returned is null or a new tensor,
+    // whose ownership passes to the Tensor here.
+    unsafe {
+        let out =
+            ffi::phx_attention(q.as_ptr(), k.as_ptr(), v.as_ptr(), pieces.as_ptr(), pieces.len() as i64);
+        if out.is_null() { Err(last_error()) } else { Ok(Tensor::from_ptr(out)) }
+    }
+}
+
+fn described(division: &Division) -> ffi::Piece {
+    let Division { piece, first, end, rows, blocks, chunks } = division;
+    let queries = piece.queries.len();
+    assert!(first.len() == rows * queries && end.len() == first.len(), "ranges for every query");
+    ffi::Piece {
+        queries: piece.queries.as_ptr(),
+        keys: piece.keys.as_ptr(),
+        n_queries: queries as i64,
+        n_keys: piece.keys.len() as i64,
+        first: first.as_ptr(),
+        end: end.as_ptr(),
+        n_rows: *rows as i64,
+        blocks: blocks.as_ptr(),
+        chunks: chunks.as_ptr(),
+        n_blocks: blocks.len() as i64 - 1,
+        n_chunks: chunks.len() as i64 - 1,
+    }
 }
 
 /// The constants of one AdamW update.

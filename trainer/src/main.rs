@@ -8,6 +8,7 @@ use ops::collectives::{Communicator, DeviceSums, abort_on_panic, serve};
 use std::io::Write;
 use std::path::PathBuf;
 use std::time::Duration;
+use trainer::bench::AttentionBench;
 use trainer::{Faults, Log, Part, Process, Pulse, StopFlag, TrainError, heartbeat};
 
 /// One rank of a Phalanx run. `phalanx` starts it; so do mpirun and srun.
@@ -43,6 +44,15 @@ enum Bench {
         /// Part of the gradients that is taken
         #[arg(long, default_value_t = 1.0)]
         fraction: f64,
+    },
+    /// Attention patterns, forward and backward on the CPU, against libtorch's dense causal attention
+    Attention {
+        /// Threads that compute
+        #[arg(long, default_value_t = 2)]
+        threads: usize,
+        /// Measured turns of each side
+        #[arg(long, default_value_t = 5)]
+        turns: usize,
     },
     /// Memory of parameters, gradients and optimizer state, against the formula
     Memory {
@@ -179,6 +189,10 @@ fn bench(what: &Bench, comm: &dyn Communicator) -> Result<Exit, TrainError> {
         Bench::Collectives { turns, fraction } => {
             let name = if comm.place().nodes == 1 { "collectives" } else { "link" };
             (name.to_string(), trainer::bench::collectives(comm, *turns, *fraction)?)
+        }
+        Bench::Attention { threads, turns } => {
+            let bench = AttentionBench { threads: *threads, turns: *turns, ..AttentionBench::default() };
+            ("attention".to_string(), bench.run())
         }
         Bench::Memory { config, sets } => {
             let config: RunConfig = configs::load(config, sets, &dataloader::vocab_size)?;

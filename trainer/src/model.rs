@@ -91,11 +91,11 @@ impl Gpt {
         let [q, k, v] = [0, 1, 2].map(|i: usize| qkv[i].view(heads).transpose(1, 2)); // [B, H, T, D]
         let pattern = self.config.pattern(layer);
         let y = match dropout {
-            None => ops::attention(&q, &k, &v, pattern),
+            None => ops::attention(&q, &k, &v, pattern, None),
             Some(dropout) => {
                 let like = Tensor::empty([b, heads[2], t, t], (x.kind(), x.device()));
                 let mask = dropout.mask(layer as u32, place::ATTENTION, &like);
-                ops::attention_with_mask(&q, &k, &v, pattern, &mask)
+                ops::attention_with_mask(&q, &k, &v, pattern, None, &mask)
             }
         };
         linear(p, "attn.c_proj", &y.transpose(1, 2).reshape([b, t, c]))

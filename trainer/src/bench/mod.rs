@@ -1,9 +1,11 @@
 //! Measurements against a reference taken in the same run: their form, as a table and as JSON.
 //! Knows nothing of what is measured; each kind has a module of its own.
 
+mod attention;
 mod collectives;
 mod memory;
 
+pub use attention::AttentionBench;
 pub use collectives::collectives;
 pub use memory::memory;
 
@@ -31,6 +33,11 @@ impl Case {
     /// A case in which more is better.
     pub fn more_is_better(case: impl Into<String>, unit: &'static str, value: f64, reference: f64) -> Case {
         Case { case: case.into(), value, unit, reference, ratio: value / reference }
+    }
+
+    /// A case in which less is better.
+    pub fn less_is_better(case: impl Into<String>, unit: &'static str, value: f64, reference: f64) -> Case {
+        Case { case: case.into(), value, unit, reference, ratio: reference / value }
     }
 }
 

@@ -1,0 +1,71 @@
+//! Attention over the pairs that a pattern keeps, at a cost that grows with them, and which way to compute
+//! it where: on the CPU a kernel of our own, or libtorch's. Knows no model.
+
+mod plan;
+mod sdpa;
+#[cfg(test)]
+mod tests;
+
+pub(crate) use plan::Division;
+pub use sdpa::attention_with_mask;
+
+use crate::OpsError;
+use crate::device::cpu_multiplies_bf16;
+use configs::{Documents, Pattern};
+use tch::{Device, Kind, Tensor};
+
+/// Attention of queries, keys and values `[B, H, T, D]`, scaled by 1/sqrt(D), within the documents of each
+/// sequence if they are given: `[B, H, T, D]`. No matrix of T x T is made for fp32 and bf16 on the CPU.
+///
+/// # Panics
+/// As tch's operations do: shapes or kinds that differ, no memory; and where documents are not those of
+/// these sequences.
+pub fn attention(
+    q: &Tensor,
+    k: &Tensor,
+    v: &Tensor,
+    pattern: Pattern,
+    documents: Option<&[Documents]>,
+) -> Tensor {
+    let t = q.size()[2] as usize;
+    let narrow = match pattern {
+        Pattern::Banded(w) if w >= t => Pattern::Dense, // the same pairs
+        other => other,
+    };
+    match (narrow, documents) {
+        (Pattern::Dense | Pattern::Bidirectional, None) if !emulates(q) => {
+            sdpa::dense(q, k, v, narrow.is_causal())
+        }
+        _ if has_kernel(q) => {
+            kernel(q, k, v, narrow, documents).unwrap_or_else(|error| panic!("attention: {error}"))
+        }
+        (Pattern::Banded(w), None) => sdpa::banded(q, k, v, w as i64),
+        _ => sdpa::masked(q, k, v, narrow, documents),
+    }
+}
+
+/// The kernel, also where libtorch's attention is the faster way.
+fn kernel(
+    q: &Tensor,
+    k: &Tensor,
+    v: &Tensor,
+    pattern: Pattern,
+    documents: Option<&[Documents]>,
+) -> Result<Tensor, OpsError> {
+    let size = q.size();
+    if let Some(documents) = documents {
+        let fits =
+            documents.len() as i64 == size[0] && documents.iter().all(|of| of.positions() as i64 == size[2]);
+        assert!(fits, "documents are those of each of the {} sequences of {} positions", size[0], size[2]);
+    }
+    crate::shim::attention(q, k, v, &plan::divide(pattern, size[2] as usize, documents))
+}
+
+fn has_kernel(q: &Tensor) -> bool {
+    q.device() == Device::Cpu && matches!(q.kind(), Kind::Float | Kind::BFloat16)
+}
+
+/// Whether libtorch would emulate bf16, a number at a time; the kernel computes in fp32.
+fn emulates(q: &Tensor) -> bool {
+    q.device() == Device::Cpu && q.kind() == Kind::BFloat16 && !cpu_multiplies_bf16()
+}
