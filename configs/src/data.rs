@@ -16,6 +16,9 @@ pub struct DataConfig {
     /// What is validated on; no validation without it.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub val: Option<PathBuf>,
+    /// Whether a token attends to those of its own document only.
+    #[serde(default)]
+    pub document_mask: bool,
     /// What is trained on, if it is a mixture. Exactly one of this and `train` is there.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub source: Vec<SourceConfig>,
@@ -63,6 +66,7 @@ pub(crate) fn resolve_data(raw: RawData, problems: &mut Vec<Problem>) -> DataCon
     let data = DataConfig {
         train: raw.train.map(PathBuf::from),
         val: raw.val.map(PathBuf::from),
+        document_mask: raw.document_mask.unwrap_or(false),
         source: raw.source.unwrap_or_default().into_iter().map(|raw| resolve_source(raw, problems)).collect(),
     };
     match (&data.train, data.source.is_empty()) {

@@ -62,7 +62,7 @@ section! {
 }
 section! {
     /// `[data]` as typed.
-    RawData { train: String, val: String, source: Vec<RawSource> }
+    RawData { train: String, val: String, document_mask: bool, source: Vec<RawSource> }
 }
 section! {
     /// One `[[data.source]]` as typed.

@@ -243,13 +243,15 @@ impl RunConfig {
         let table = toml::Table::try_from(self).expect("every value of a RunConfig has a TOML form");
         let free =
             ["run.name", "run.dir", "schedule.max_steps", "schedule.max_tokens", "schedule.decay_tokens"];
-        ["run", "model", "batch", "optim", "schedule"]
+        // Of the data, what is done with it; what it is has its digest in the checkpoint.
+        let of_data = |key: &str| key == "data.document_mask";
+        ["run", "model", "data", "batch", "optim", "schedule"]
             .into_iter()
             .flat_map(|section| {
                 let values = table[section].as_table().into_iter().flatten();
                 values.map(move |(key, value)| (format!("{section}.{key}"), value.clone()))
             })
-            .filter(|(key, _)| !free.contains(&key.as_str()))
+            .filter(|(key, _)| !free.contains(&key.as_str()) && (!key.starts_with("data.") || of_data(key)))
             .collect()
     }
 }

@@ -186,3 +186,38 @@ fn ten_adamw_updates_equal_torch() {
         }
     }
 }
+
+/// What the loss of a row's second document changes by when the first one is another.
+fn leak(pattern: &str, end_of_text: Option<i64>) -> f64 {
+    let (t, end, comm) = (40, 99, Solo::new());
+    let config = ModelConfig {
+        n_layer: 2,
+        n_head: 2,
+        n_embd: 32,
+        seq_len: t,
+        vocab_size: 100,
+        attention: vec![pattern.parse().unwrap()],
+        ..ModelConfig::default()
+    };
+    let mut engine = engine(&config, &comm, 1, true);
+    engine.parameters_mut().init(5);
+    let document = |n: usize, seed: i64| (0..n as i64).map(move |i| (i * i * seed + 3 * i) % 99);
+    // Seventeen tokens, end of text, and a document that begins with the same token whatever it is.
+    let mut loss = |first: i64, second: i64| {
+        let row: Vec<i64> = document(17, first).chain([end]).chain(document(t - 17, second)).collect();
+        let mut batch = MicroBatch::from_rows(&row, t + 1, Device::Cpu);
+        batch.keep_to_documents(&row, t + 1, end_of_text);
+        engine.loss(Some(&batch)).unwrap()
+    };
+    let of_second = |loss: &mut dyn FnMut(i64, i64) -> f64, first| loss(first, 7) - loss(first, 11);
+    (of_second(&mut loss, 2) - of_second(&mut loss, 5)).abs()
+}
+
+#[test]
+fn within_documents_the_loss_of_one_does_not_depend_on_another() {
+    for pattern in ["dense", "banded:30", "strided:7", "fixed:8,3"] {
+        let (masked, open) = (leak(pattern, Some(99)), leak(pattern, None));
+        assert!(masked < 2e-5, "{pattern}: {masked}");
+        assert!(open > 20.0 * masked, "{pattern}: {open} without documents, {masked} with");
+    }
+}

@@ -14,6 +14,11 @@ fn one_two_and_four_ranks_give_the_same_bits_with_alternating_layers() {
     same_on_every_number_of_ranks("[\"dense\",\"banded:8\"]");
 }
 
+#[test]
+fn one_two_and_four_ranks_give_the_same_bits_with_sparse_layers_within_documents() {
+    same_on_every_number_of_ranks("[\"strided:8\",\"fixed:8,2\"] --set data.document_mask=true");
+}
+
 fn same_on_every_number_of_ranks(attention: &str) {
     let bench = Bench::new("ranks", 50);
     let attention = format!("--set model.attention={attention}");

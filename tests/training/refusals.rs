@@ -20,7 +20,7 @@ fn a_configuration_that_differs_in_what_is_fixed_is_refused_with_both_values() {
     prepare_other_data(&bench);
     bench.train_alone("run", "").run().expect_code(0);
     let fixed = "--set model.n_layer=3 --set model.attention=[\"banded:8\"] --set run.seed=7 \
-                 --set batch.global_batch_tokens=1024 --set optim.lr=1e-4 \
+                 --set batch.global_batch_tokens=1024 --set optim.lr=1e-4 --set data.document_mask=true \
                  --set data.train=other/train --set data.val=other/val --set schedule.max_steps=9";
     bench.train_alone("run", fixed).run().expect_code(2).expect_stderr(&[
         "checkpoints/step-00000005 was made with another configuration",
@@ -29,6 +29,7 @@ fn a_configuration_that_differs_in_what_is_fixed_is_refused_with_both_values() {
         "run.seed is 7, the checkpoint was made with 1337",
         "batch.global_batch_tokens is 1024, the checkpoint was made with 512",
         "optim.lr is 0.0001, the checkpoint was made with 0.001",
+        "data.document_mask is true, the checkpoint was made with false",
         "data.train has the digest ",
         "data.val has the digest ",
         "--fresh",

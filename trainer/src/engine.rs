@@ -5,11 +5,11 @@
 
 use crate::error::TrainError;
 use crate::gradients::{Gradients, OwnSquares};
-use crate::model::{Gpt, POSITIONS, TOKENS, embed_backward};
+use crate::model::{Gpt, POSITIONS, Pass, TOKENS, embed_backward};
 use crate::pulse::Pulse;
 use crate::timing::{Phase, Timing};
 use crate::weights::Parameters;
-use configs::{Doing, Recompute, Shard};
+use configs::{Documents, Doing, Recompute, Shard};
 use ops::{Dropout, ExactSum};
 use std::time::Instant;
 use tch::{Device, Tensor};
@@ -23,6 +23,8 @@ pub struct MicroBatch {
     pub targets: Tensor,
     /// What is dropped, in training.
     pub dropout: Option<Dropout>,
+    /// The documents of each row, where attention keeps to them.
+    pub documents: Option<Vec<Documents>>,
 }
 
 impl MicroBatch {
@@ -31,7 +33,18 @@ impl MicroBatch {
         let rows = Tensor::from_slice(tokens).view([-1, row_len as i64]).to_device(device);
         let t = row_len as i64 - 1;
         let (inputs, targets) = (rows.narrow(1, 0, t).contiguous(), rows.narrow(1, 1, t).contiguous());
-        MicroBatch { inputs, targets, dropout: None }
+        MicroBatch { inputs, targets, dropout: None, documents: None }
+    }
+
+    /// Keeps attention within documents, given the rows it was made from and the token that stands after
+    /// each document; without one, all of a row is one document.
+    pub fn keep_to_documents(&mut self, tokens: &[i64], row_len: usize, end_of_text: Option<i64>) {
+        let of_row = |row: &[i64], end: i64| Documents::beginning(row_len - 1, |i| row[i - 1] == end);
+        self.documents = end_of_text.map(|end| tokens.chunks(row_len).map(|row| of_row(row, end)).collect());
+    }
+
+    fn pass(&self) -> Pass<'_> {
+        Pass { dropout: self.dropout.as_ref(), documents: self.documents.as_deref() }
     }
 }
 
@@ -149,7 +162,7 @@ impl<'a> Engine<'a> {
     /// Each segment is differentiated by autograd inside, by this engine outside: its input is a leaf, so
     /// that the graph ends at the segment's edge.
     fn forward(&mut self, batch: &MicroBatch) -> Result<Saved, TrainError> {
-        let (n_layer, dropout) = (self.model.config().n_layer, batch.dropout.as_ref());
+        let (n_layer, pass) = (self.model.config().n_layer, batch.pass());
         let leaf = |x: &Tensor| x.detach().set_requires_grad(true);
         let (mut x, mask) = tch::no_grad(|| self.embed(batch))?;
         let mut inputs = vec![leaf(&x)];
@@ -160,7 +173,7 @@ impl<'a> Engine<'a> {
             self.parameters.get(index)?;
             self.need_after(index)?;
             let (weights, input) = (self.parameters.get(index)?, &inputs[layer]);
-            let block = || self.model.block(layer, weights, input, dropout);
+            let block = || self.model.block(layer, weights, input, pass);
             x = if self.recompute { tch::no_grad(block) } else { block() };
             inputs.push(leaf(&x));
             outputs.push((!self.recompute).then(|| x.shallow_clone()));
@@ -237,7 +250,7 @@ impl<'a> Engine<'a> {
             let weights = self.parameters.get(index)?;
             let output = match saved.outputs.pop().flatten() {
                 Some(output) => output,
-                None => self.model.block(layer, weights, &input, batch.dropout.as_ref()),
+                None => self.model.block(layer, weights, &input, batch.pass()),
             };
             self.gradients.backward(index, weights, &output, &grad)?;
             drop(output);
@@ -286,6 +299,10 @@ impl<'a> Engine<'a> {
     /// # Errors
     /// A failed collective.
     pub fn hidden(&mut self, tokens: Option<&Tensor>) -> Result<Option<Tensor>, TrainError> {
+        self.hidden_of(tokens, Pass::default())
+    }
+
+    fn hidden_of(&mut self, tokens: Option<&Tensor>, pass: Pass<'_>) -> Result<Option<Tensor>, TrainError> {
         let _guard = tch::no_grad_guard();
         let (wte, wpe) = self.parameters.get_both(TOKENS, POSITIONS)?;
         let mut x = tokens.map(|tokens| self.model.embed(wte, wpe, tokens));
@@ -296,7 +313,7 @@ impl<'a> Engine<'a> {
             self.parameters.get(index)?;
             self.need_after(index)?;
             let weights = self.parameters.get(index)?;
-            x = x.map(|x| self.model.block(layer, weights, &x, None));
+            x = x.map(|x| self.model.block(layer, weights, &x, pass));
             self.parameters.release(index)?;
         }
         if let Some(norm) = self.model.norm_segment() {
@@ -312,7 +329,8 @@ impl<'a> Engine<'a> {
     /// # Errors
     /// A failed collective.
     pub fn loss(&mut self, batch: Option<&MicroBatch>) -> Result<f64, TrainError> {
-        let hidden = self.hidden(batch.map(|batch| &batch.inputs))?;
+        let pass = batch.map(MicroBatch::pass).unwrap_or_default();
+        let hidden = self.hidden_of(batch.map(|batch| &batch.inputs), pass)?;
         let head = self.model.head(self.parameters.get(TOKENS)?);
         let nats = batch.zip(hidden).map_or(0.0, |(batch, hidden)| {
             let rows = hidden.reshape([-1, self.model.config().n_embd as i64]);

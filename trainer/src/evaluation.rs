@@ -13,6 +13,8 @@ use std::time::Instant;
 pub(crate) struct Validation {
     set: ValidationSet,
     micro_batch: usize,
+    /// The token that ends a document, where attention keeps to documents.
+    document_end: Option<i64>,
 }
 
 impl Validation {
@@ -24,7 +26,9 @@ impl Validation {
         let Some(folder) = &config.data.val else { return Ok(None) };
         let data = DataSet::open(folder)?;
         let set = ValidationSet::open(data, config.model.seq_len, config.eval.max_tokens)?;
-        Ok(Some(Validation { set, micro_batch: config.batch.micro_batch }))
+        let end = i64::from(set.data().tokenizer().end_of_text());
+        let document_end = config.data.document_mask.then_some(end);
+        Ok(Some(Validation { set, micro_batch: config.batch.micro_batch, document_end }))
     }
 
     /// Digest of the text's tokens.
@@ -58,7 +62,9 @@ impl Validation {
                 continue;
             };
             let batch = self.set.batch(windows.clone())?;
-            let rows = MicroBatch::from_rows(&batch.tokens, batch.row_len, engine.parameters().device());
+            let device = engine.parameters().device();
+            let mut rows = MicroBatch::from_rows(&batch.tokens, batch.row_len, device);
+            rows.keep_to_documents(&batch.tokens, batch.row_len, self.document_end);
             sums.extend(engine.loss(Some(&rows))?.to_le_bytes());
         }
         let sums = comm.all_gather_bytes(&sums)?.concat();

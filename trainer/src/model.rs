@@ -5,7 +5,7 @@
 //! norms before the sublayers (GPT-2, GPT-3) or after them (GPT-1).
 //! Shapes: B sequences, T positions, C = n_embd, H heads of D = C / H, V tokens.
 
-use configs::{ModelConfig, Norm};
+use configs::{Documents, ModelConfig, Norm};
 use ops::{Dropout, Head, Weights, dropped};
 use tch::{Kind, Tensor};
 
@@ -23,6 +23,15 @@ mod place {
     pub(super) const ATTENTION: u32 = 1;
     pub(super) const AFTER_ATTENTION: u32 = 2;
     pub(super) const AFTER_MLP: u32 = 3;
+}
+
+/// What blocks are told of a pass beside weights and activations.
+#[derive(Debug, Clone, Copy, Default)]
+pub(crate) struct Pass<'a> {
+    /// What is dropped.
+    pub(crate) dropout: Option<&'a Dropout>,
+    /// The documents of each row, where attention keeps to them.
+    pub(crate) documents: Option<&'a [Documents]>,
 }
 
 /// A decoder's shape, and what follows from it.
@@ -65,9 +74,9 @@ impl Gpt {
     }
 
     /// One block: `[B, T, C]` to `[B, T, C]`.
-    pub(crate) fn block(&self, layer: usize, p: &Weights, x: &Tensor, dropout: Option<&Dropout>) -> Tensor {
-        let after = |y: Tensor, place: u32| dropped(y, dropout, layer as u32, place);
-        let attention = |x: &Tensor| after(self.attention(layer, p, x, dropout), place::AFTER_ATTENTION);
+    pub(crate) fn block(&self, layer: usize, p: &Weights, x: &Tensor, pass: Pass<'_>) -> Tensor {
+        let after = |y: Tensor, place: u32| dropped(y, pass.dropout, layer as u32, place);
+        let attention = |x: &Tensor| after(self.attention(layer, p, x, pass), place::AFTER_ATTENTION);
         let mlp = |x: &Tensor| {
             let hidden = linear(p, "mlp.c_fc", x).gelu("tanh");
             after(linear(p, "mlp.c_proj", &hidden), place::AFTER_MLP)
@@ -84,18 +93,18 @@ impl Gpt {
         }
     }
 
-    fn attention(&self, layer: usize, p: &Weights, x: &Tensor, dropout: Option<&Dropout>) -> Tensor {
+    fn attention(&self, layer: usize, p: &Weights, x: &Tensor, pass: Pass<'_>) -> Tensor {
         let [b, t, c] = x.size()[..] else { panic!("a residual stream is [B, T, C]") };
         let heads = [b, t, self.config.n_head as i64, self.config.head_dim() as i64];
         let qkv = linear(p, "attn.c_attn", x).split(c, 2); // three of [B, T, C]
         let [q, k, v] = [0, 1, 2].map(|i: usize| qkv[i].view(heads).transpose(1, 2)); // [B, H, T, D]
         let pattern = self.config.pattern(layer);
-        let y = match dropout {
-            None => ops::attention(&q, &k, &v, pattern, None),
+        let y = match pass.dropout {
+            None => ops::attention(&q, &k, &v, pattern, pass.documents),
             Some(dropout) => {
                 let like = Tensor::empty([b, heads[2], t, t], (x.kind(), x.device()));
                 let mask = dropout.mask(layer as u32, place::ATTENTION, &like);
-                ops::attention_with_mask(&q, &k, &v, pattern, None, &mask)
+                ops::attention_with_mask(&q, &k, &v, pattern, pass.documents, &mask)
             }
         };
         linear(p, "attn.c_proj", &y.transpose(1, 2).reshape([b, t, c]))

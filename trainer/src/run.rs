@@ -271,6 +271,11 @@ impl<'a> Run<'a> {
         }
     }
 
+    /// The token that ends a document, where attention keeps to documents.
+    pub(crate) fn document_end(&self) -> Option<i64> {
+        self.config.data.document_mask.then(|| i64::from(self.tokenizer.end_of_text()))
+    }
+
     /// Lets the model write, and tells of the end.
     ///
     /// # Errors

@@ -226,6 +226,7 @@ fn next_batch(
     let waiting = timing.now();
     let rows = run.samples.batch(positions.clone())?;
     let mut batch = MicroBatch::from_rows(&rows.tokens, rows.row_len, run.device);
+    batch.keep_to_documents(&rows.tokens, rows.row_len, run.document_end());
     batch.dropout = dropout(run.config, progress.step, positions.start);
     timing.add(Phase::Data, waiting);
     Ok(batch)
