@@ -49,7 +49,8 @@ fn attention_tiles() {
     let x86 = std::env::var("CARGO_CFG_TARGET_ARCH").is_ok_and(|arch| arch == "x86_64");
     for (name, flags) in if x86 { vec![plain, avx2, avx512] } else { vec![plain] } {
         let mut build = cc::Build::new();
-        build.cpp(true).std("c++17").file("csrc/attention_tiles.cpp").opt_level(3);
+        build.cpp(true).std("c++17").opt_level(3);
+        build.file("csrc/attention_tiles.cpp").file("csrc/attention_half.cpp");
         // A product and the sum it goes into are rounded once, in every register block alike.
         build.flag("-ffp-contract=fast");
         flags.iter().for_each(|flag| {

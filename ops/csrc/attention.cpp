@@ -7,6 +7,7 @@
 
 #include <ATen/ATen.h>
 #include <ATen/Parallel.h>
+#include <ATen/native/CPUBlas.h>
 #include <torch/csrc/autograd/custom_function.h>
 
 #include <atomic>
@@ -93,6 +94,7 @@ struct OwnedPiece {
 
 struct Plan : torch::CustomClassHolder {
   std::vector<OwnedPiece> pieces;
+  bool half = false;  // products of bf16 tiles, not of fp32 ones
 };
 
 const phx::Kernels &kernels() {
@@ -103,6 +105,40 @@ const phx::Kernels &kernels() {
   if (avx2) return phx::attention_avx2;
 #endif
   return phx::attention_plain;
+}
+
+const c10::BFloat16 *bf16(const uint16_t *x) { return reinterpret_cast<const c10::BFloat16 *>(x); }
+
+// oneDNN's bf16 products, packed as AMX and AVX512-BF16 want it, or as rows where libtorch emulates them.
+template <bool kPacked>
+struct Brgemm {
+  static void product(int64_t m, int64_t n, int64_t k, const uint16_t *a, int64_t lda, const uint16_t *packed,
+                      float *c, int64_t ldc, bool add) {
+    at::native::cpublas::brgemm(m, n, k, lda, n, ldc, add, bf16(a), bf16(packed), c, kPacked);
+  }
+  static void pack(int64_t k, int64_t n, const uint16_t *b, int64_t ldb, uint16_t *packed) {
+    if (kPacked) {
+      at::native::cpublas::pack(k, n, ldb, n, at::kBFloat16, at::kBFloat16, b, packed);
+    } else {
+      for (int64_t i = 0; i < k; ++i) std::copy_n(b + i * ldb, n, packed + i * n);
+    }
+  }
+  static void release() { at::native::cpublas::brgemm_release(kPacked); }
+  static constexpr phx::HalfProducts products = {product, pack, release};
+};
+
+const phx::HalfProducts *half_products() {
+  static const bool packed = at::native::cpublas::could_pack(at::kBFloat16);
+  return packed ? &Brgemm<true>::products : &Brgemm<false>::products;
+}
+
+// Whether bf16 tiles are multiplied faster than fp32 ones.
+bool has_amx() {
+#if defined(__x86_64__)
+  return __builtin_cpu_supports("amx-bf16") && at::native::cpublas::could_pack(at::kBFloat16);
+#else
+  return false;
+#endif
 }
 
 // Runs tasks 0 .. n on all threads, each as soon as a thread is free.
@@ -181,7 +217,9 @@ std::pair<Tensor, Tensor> forward(const Inputs &inputs, const Plan &plan) {
       task.bf16_results = kind == at::kBFloat16;
       task.out = rows_of(out, b, h);
       task.lse = lse.mutable_data_ptr<float>() + (b * heads + h) * q.size(2);
-      kernels().forward(task, scratch.of(phx::scratch_numel(task, false)));
+      task.half = half_products();
+      const phx::Run run = plan.half ? kernels().half_forward : kernels().forward;
+      run(task, scratch.of(phx::scratch_numel(task, false)));
     });
   }
   return {out.to(q.scalar_type()), lse};
@@ -245,7 +283,9 @@ std::array<Tensor, 3> backward(const Inputs &inputs, const Plan &plan, const Ten
       task.grad_k = partial.mutable_data_ptr<float>() +
                     ((b * heads + h) * 2 * piece.span_rows + piece.span_of(b, chunk).offset) * width;
       task.grad_v = task.grad_k + piece.span_rows * width;
-      kernels().backward(task, scratch.of(phx::scratch_numel(task, true)));
+      task.half = half_products();
+      const phx::Run run = plan.half ? kernels().half_backward : kernels().backward;
+      run(task, scratch.of(phx::scratch_numel(task, true)));
     });
     gather_key_gradients(piece, begins, partial, grad_k, grad_v);
   }
@@ -273,8 +313,9 @@ struct Attention : torch::autograd::Function<Attention> {
   }
 };
 
-c10::intrusive_ptr<Plan> plan_of(const PhxPiece *pieces, int64_t n) {
+c10::intrusive_ptr<Plan> plan_of(const PhxPiece *pieces, int64_t n, bool half) {
   auto plan = c10::make_intrusive<Plan>();
+  plan->half = half;
   for (int64_t i = 0; i < n; ++i) plan->pieces.emplace_back(pieces[i]);
   return plan;
 }
@@ -284,9 +325,10 @@ c10::intrusive_ptr<Plan> plan_of(const PhxPiece *pieces, int64_t n) {
 extern "C" {
 
 // Attention of queries, keys and values [B, H, T, D], fp32 or bf16, over the pairs of the pieces, with its
-// gradient. Null after a failure.
+// gradient. bf16 is multiplied as it is where the CPU has AMX, or where `half` asks for it, and widened to
+// fp32 elsewhere. Null after a failure.
 at::Tensor *phx_attention(const at::Tensor *q, const at::Tensor *k, const at::Tensor *v,
-                          const PhxPiece *pieces, int64_t n_pieces) {
+                          const PhxPiece *pieces, int64_t n_pieces, int half) {
   at::Tensor *result = nullptr;
   guarded([&] {
     TORCH_CHECK(q->dim() == 4 && q->sizes() == k->sizes() && q->sizes() == v->sizes(),
@@ -295,7 +337,9 @@ at::Tensor *phx_attention(const at::Tensor *q, const at::Tensor *k, const at::Te
     TORCH_CHECK(q->scalar_type() == k->scalar_type() && q->scalar_type() == v->scalar_type() &&
                     (q->scalar_type() == at::kFloat || q->scalar_type() == at::kBFloat16),
                 "attention's kernel takes fp32 or bf16, got ", q->scalar_type());
-    result = new Tensor(Attention::apply(*q, *k, *v, plan_of(pieces, n_pieces)));
+    TORCH_CHECK(q->size(3) <= 1024, "attention's kernel takes heads of at most 1024 numbers, got ", q->size(3));
+    const bool is_half = q->scalar_type() == at::kBFloat16 && (half || has_amx());
+    result = new Tensor(Attention::apply(*q, *k, *v, plan_of(pieces, n_pieces, is_half)));
   });
   return result;
 }

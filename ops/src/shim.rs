@@ -52,6 +52,7 @@ mod ffi {
             v: *const C_tensor,
             pieces: *const Piece,
             n_pieces: i64,
+            half: c_int,
         ) -> *mut C_tensor;
         pub(super) fn phx_sum_squares(x: *const f32, n: i64, chunk: i64, partials: *mut f64);
     }
@@ -104,12 +105,14 @@ pub fn backward(output: &Tensor, grad_output: &Tensor) -> Result<(), OpsError> {
     checked(unsafe { ffi::phx_backward(output.as_ptr(), grad_output.as_ptr()) })
 }
 
-/// Attention of `[B, H, T, D]` over the pairs of some pieces, by the CPU's kernel.
+/// Attention of `[B, H, T, D]` over the pairs of some pieces, by the CPU's kernel; with `half`, bf16 is
+/// multiplied as it is, even where the CPU has to emulate that.
 pub(crate) fn attention(
     q: &Tensor,
     k: &Tensor,
     v: &Tensor,
     divisions: &[Division],
+    half: bool,
 ) -> Result<Tensor, OpsError> {
     let pieces: Vec<ffi::Piece> = divisions.iter().map(described).collect();
     // SAFETY: the tensors and the arrays behind `pieces` outlive the call, and the shim copies what it
@@ -117,8 +120,8 @@ pub(crate) fn attention(
     // `configs::Pattern::pieces` makes and `Division` divides. What is returned is null or a new tensor,
     // whose ownership passes to the Tensor here.
     unsafe {
-        let out =
-            ffi::phx_attention(q.as_ptr(), k.as_ptr(), v.as_ptr(), pieces.as_ptr(), pieces.len() as i64);
+        let (n, half) = (pieces.len() as i64, c_int::from(half));
+        let out = ffi::phx_attention(q.as_ptr(), k.as_ptr(), v.as_ptr(), pieces.as_ptr(), n, half);
         if out.is_null() { Err(last_error()) } else { Ok(Tensor::from_ptr(out)) }
     }
 }

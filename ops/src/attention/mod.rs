@@ -37,20 +37,22 @@ pub fn attention(
             sdpa::dense(q, k, v, narrow.is_causal())
         }
         _ if has_kernel(q) => {
-            kernel(q, k, v, narrow, documents).unwrap_or_else(|error| panic!("attention: {error}"))
+            kernel(q, k, v, narrow, documents, false).unwrap_or_else(|error| panic!("attention: {error}"))
         }
         (Pattern::Banded(w), None) => sdpa::banded(q, k, v, w as i64),
         _ => sdpa::masked(q, k, v, narrow, documents),
     }
 }
 
-/// The kernel, also where libtorch's attention is the faster way.
+/// The kernel, also where libtorch's attention is the faster way; with `half`, of bf16 products where the
+/// CPU has to emulate them too.
 fn kernel(
     q: &Tensor,
     k: &Tensor,
     v: &Tensor,
     pattern: Pattern,
     documents: Option<&[Documents]>,
+    half: bool,
 ) -> Result<Tensor, OpsError> {
     let size = q.size();
     if let Some(documents) = documents {
@@ -58,7 +60,7 @@ fn kernel(
             documents.len() as i64 == size[0] && documents.iter().all(|of| of.positions() as i64 == size[2]);
         assert!(fits, "documents are those of each of the {} sequences of {} positions", size[0], size[2]);
     }
-    crate::shim::attention(q, k, v, &plan::divide(pattern, size[2] as usize, documents))
+    crate::shim::attention(q, k, v, &plan::divide(pattern, size[2] as usize, documents), half)
 }
 
 fn has_kernel(q: &Tensor) -> bool {

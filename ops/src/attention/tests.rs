@@ -45,7 +45,17 @@ fn limit(kind: Kind) -> f64 {
 }
 
 fn check(shape: [i64; 4], kind: Kind, pattern: Pattern, documents: Option<&[Documents]>) {
-    let way = |x: &[Tensor]| kernel(&x[0], &x[1], &x[2], pattern, documents).unwrap();
+    check_products(shape, kind, pattern, documents, false);
+}
+
+fn check_products(
+    shape: [i64; 4],
+    kind: Kind,
+    pattern: Pattern,
+    documents: Option<&[Documents]>,
+    half: bool,
+) {
+    let way = |x: &[Tensor]| kernel(&x[0], &x[1], &x[2], pattern, documents, half).unwrap();
     let off = distances(shape, kind, pattern, documents, way);
     // Where each query has one key, its softmax is 1 whatever the score: the gradients of q and k are 0, and
     // what is left of them is rounding.
@@ -99,6 +109,15 @@ fn patterns_equal_the_masked_softmax_at_their_edges() {
 }
 
 #[test]
+fn products_of_bf16_as_it_is_equal_the_masked_softmax_too() {
+    tch::manual_seed(7);
+    for pattern in EDGES.map(|text| text.parse::<Pattern>().unwrap()) {
+        check_products([1, 2, 131, 24], Kind::BFloat16, pattern, None, true);
+        check_products([2, 1, 131, 72], Kind::BFloat16, pattern, Some(&documents(2, 131, 20, 3)), true);
+    }
+}
+
+#[test]
 fn sequences_in_several_chunks_equal_the_masked_softmax() {
     tch::manual_seed(2);
     for text in ["dense", "banded:100", "strided:37", "fixed:90,5"] {
@@ -117,7 +136,7 @@ fn no_bit_depends_on_the_number_of_threads() {
         let run = |threads| {
             tch::set_num_threads(threads);
             let x: Vec<Tensor> = given.iter().map(|x| x.detach().set_requires_grad(true)).collect();
-            let out = kernel(&x[0], &x[1], &x[2], pattern, None).unwrap();
+            let out = kernel(&x[0], &x[1], &x[2], pattern, None, false).unwrap();
             crate::backward(&out, &Tensor::ones_like(&out)).unwrap();
             [out.detach(), x[0].grad(), x[1].grad(), x[2].grad()]
         };
@@ -192,7 +211,7 @@ fn a_number_that_is_none_reaches_what_sees_it_and_nothing_else() {
 #[test]
 fn tensors_that_do_not_fit_are_refused() {
     let x = |t| Tensor::zeros([1, 1, t, 8], (Kind::Float, Device::Cpu));
-    let error = kernel(&x(9), &x(8), &x(9), Pattern::Banded(2), None).unwrap_err().to_string();
+    let error = kernel(&x(9), &x(8), &x(9), Pattern::Banded(2), None, false).unwrap_err().to_string();
     assert!(error.contains("three tensors [B, H, T, D]"), "{error}");
 }
 
