@@ -23,6 +23,7 @@ fn main() {
         .file("csrc/optimizer.cpp")
         .file("csrc/device_optimizer.cpp")
         .file("csrc/stream.cpp")
+        .file("csrc/windowed.cpp")
         .include(libtorch.join("include"))
         .include(libtorch.join("include/torch/csrc/api/include"))
         // Products and sums are rounded one by one, so that a result does not depend on whether an

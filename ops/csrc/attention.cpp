@@ -14,6 +14,7 @@
 #include <memory>
 #include <vector>
 
+#include "attention.h"
 #include "attention_tiles.h"
 #include "guarded.h"
 
@@ -320,7 +321,41 @@ c10::intrusive_ptr<Plan> plan_of(const PhxPiece *pieces, int64_t n, bool half) {
   return plan;
 }
 
+// A band over T positions as a plan of one piece and one chunk.
+Plan band(int64_t t, int64_t window) {
+  Numbers all(t), first(t), end(t), blocks;
+  for (int64_t i = 0; i < t; ++i) {
+    all[i] = i, first[i] = std::max<int64_t>(0, i + 1 - window), end[i] = i + 1;
+    if (i % phx::kTile == 0) blocks.push_back(i);
+  }
+  const int32_t chunks[] = {0, static_cast<int32_t>(blocks.size())};
+  const auto n_blocks = static_cast<int64_t>(blocks.size());
+  blocks.push_back(t);
+  Plan plan;
+  plan.pieces.emplace_back(PhxPiece{all.data(), all.data(), t, t, first.data(), end.data(), 1,
+                                    blocks.data(), chunks, n_blocks, 1});
+  return plan;
+}
+
+Inputs inputs_of(const Tensor &q, const Tensor &k, const Tensor &v) {
+  return {with_rows(q), with_rows(k), with_rows(v), 1.0 / std::sqrt(q.size(3))};
+}
+
 }  // namespace
+
+namespace phx {
+
+std::pair<Tensor, Tensor> band_forward(const Tensor &q, const Tensor &k, const Tensor &v, int64_t window) {
+  return forward(inputs_of(q, k, v), band(q.size(2), window));
+}
+
+std::array<Tensor, 3> band_backward(const Tensor &q, const Tensor &k, const Tensor &v, int64_t window,
+                                    const Tensor &out, const Tensor &lse, const Tensor &grad_out) {
+  const Plan plan = band(q.size(2), window);
+  return backward(inputs_of(q, k, v), plan, with_rows(out), lse, with_rows(grad_out));
+}
+
+}  // namespace phx
 
 extern "C" {
 

@@ -1,7 +1,7 @@
 //! The C++ shim's functions, bound. The only place that knows their C signatures.
 
 use crate::OpsError;
-use crate::attention::Division;
+use crate::attention::{Division, Windowed};
 use std::ffi::{CStr, c_char, c_int};
 use tch::{Device, Kind, Tensor};
 use torch_sys::C_tensor;
@@ -53,6 +53,13 @@ mod ffi {
             pieces: *const Piece,
             n_pieces: i64,
             half: c_int,
+        ) -> *mut C_tensor;
+        pub(super) fn phx_windowed_attention(
+            q: *const C_tensor,
+            k: *const C_tensor,
+            v: *const C_tensor,
+            pieces: *const i64,
+            n_pieces: i64,
         ) -> *mut C_tensor;
         pub(super) fn phx_sum_squares(x: *const f32, n: i64, chunk: i64, partials: *mut f64);
     }
@@ -122,6 +129,23 @@ pub(crate) fn attention(
     unsafe {
         let (n, half) = (pieces.len() as i64, c_int::from(half));
         let out = ffi::phx_attention(q.as_ptr(), k.as_ptr(), v.as_ptr(), pieces.as_ptr(), n, half);
+        if out.is_null() { Err(last_error()) } else { Ok(Tensor::from_ptr(out)) }
+    }
+}
+
+/// Attention of `[B, H, T, D]` merged from windowed pieces, the first of which has every query.
+pub(crate) fn windowed_attention(
+    q: &Tensor,
+    k: &Tensor,
+    v: &Tensor,
+    pieces: &[Windowed],
+) -> Result<Tensor, OpsError> {
+    let numbers: Vec<i64> = pieces.iter().flat_map(|piece| piece.numbers()).collect();
+    // SAFETY: the tensors and the numbers outlive the call, three of them for each piece; the shim copies
+    // what it keeps. What is returned is null or a new tensor, whose ownership passes to the Tensor here.
+    unsafe {
+        let (numbers, n) = (numbers.as_ptr(), pieces.len() as i64);
+        let out = ffi::phx_windowed_attention(q.as_ptr(), k.as_ptr(), v.as_ptr(), numbers, n);
         if out.is_null() { Err(last_error()) } else { Ok(Tensor::from_ptr(out)) }
     }
 }

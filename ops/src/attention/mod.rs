@@ -5,9 +5,11 @@ mod plan;
 mod sdpa;
 #[cfg(test)]
 mod tests;
+mod windowed;
 
 pub(crate) use plan::Division;
 pub use sdpa::attention_with_mask;
+pub(crate) use windowed::Windowed;
 
 use crate::OpsError;
 use crate::device::cpu_multiplies_bf16;
@@ -38,6 +40,11 @@ pub fn attention(
         }
         _ if has_kernel(q) => {
             kernel(q, k, v, narrow, documents, false).unwrap_or_else(|error| panic!("attention: {error}"))
+        }
+        (narrow, None) if windowed::has_windows(q) && narrow.is_causal() => {
+            let pieces = windowed::windows(narrow, t).expect("a causal pattern has windows");
+            crate::shim::windowed_attention(q, k, v, &pieces)
+                .unwrap_or_else(|error| panic!("attention: {error}"))
         }
         (Pattern::Banded(w), None) => sdpa::banded(q, k, v, w as i64),
         _ => sdpa::masked(q, k, v, narrow, documents),

@@ -184,6 +184,21 @@ fn libtorchs_ways_equal_the_masked_softmax_too() {
 }
 
 #[test]
+fn pieces_merged_by_their_log_sum_exp_equal_the_masked_softmax() {
+    tch::manual_seed(8);
+    for pattern in EDGES.map(|text| text.parse::<Pattern>().unwrap()) {
+        for (shape, kind) in [([2, 3, 131, 16], Kind::Float), ([1, 2, 128, 8], Kind::BFloat16)] {
+            let Some(pieces) = windowed::windows(pattern, shape[2] as usize) else { continue };
+            let off = distances(shape, kind, pattern, None, |x| {
+                crate::shim::windowed_attention(&x[0], &x[1], &x[2], &pieces).unwrap()
+            });
+            let one_key_each = pattern.pairs(shape[2] as usize) as i64 == shape[2];
+            assert!(one_key_each || off.iter().all(|&off| off < limit(kind)), "{pattern} {kind:?}: {off:?}");
+        }
+    }
+}
+
+#[test]
 fn attention_with_a_mask_of_ones_is_attention() {
     for pattern in EDGES.map(|text| text.parse::<Pattern>().unwrap()) {
         let documents = documents(2, 70, 15, 6);
