@@ -109,6 +109,11 @@ impl Watch {
             self.known.values().all(|rank| rank.last.own_steps > 0) && self.known.len() == self.ranks;
         let since = |then: Duration| self.now.saturating_sub(then);
         if let Some(rank) = self.known.values().find(|rank| since(rank.heard) > self.hang_timeout) {
+            if let Some(host) = self.silent_host()
+                && let Some(finding) = self.host_finding(host, since(rank.heard))
+            {
+                return Some(finding);
+            }
             let what = "has not been heard of";
             return Some(self.finding("stopped", rank, what, since(rank.heard)));
         }
@@ -159,6 +164,22 @@ impl Watch {
             what: format!("rank {} on {} {what} for {seconds} s ({place})", beat.rank, beat.host),
             place: Some(place),
         }
+    }
+
+    /// Of a machine with several ranks, none of which is heard. Of a single one it cannot be told whether it is
+    /// the rank or the machine.
+    fn host_finding(&self, host: &str, for_so_long: Duration) -> Option<Finding> {
+        let its: Vec<&Heartbeat> =
+            self.known.values().map(|rank| &rank.last).filter(|beat| beat.host == host).collect();
+        let first = its.first().filter(|_| its.len() > 1)?;
+        let ranks: Vec<String> = its.iter().map(|beat| beat.rank.to_string()).collect();
+        let what = format!(
+            "host {host} is gone or cut off: none of its ranks ({}) has been heard of for {} s",
+            ranks.join(", "),
+            for_so_long.as_secs(),
+        );
+        let (step, place) = (Some(first.step), Some(first.place()));
+        Some(Finding { fault: "host", rank: None, host: Some(host.to_string()), step, place, what })
     }
 
     fn unheard(&self) -> Finding {
@@ -327,6 +348,9 @@ mod tests {
         assert_eq!(scene.watch.silent_host(), None);
         scene.until_found(&[0, 1], 5);
         assert_eq!(scene.watch.silent_host(), Some("b"));
+        let (_, found) = scene.until_found(&[0, 1], 70).unwrap();
+        assert_eq!((found.fault, found.rank, found.host.as_deref()), ("host", None, Some("b")));
+        assert!(found.what.starts_with("host b is gone or cut off: none of its ranks (2, 3)"), "{found:?}");
         scene.until_found(&[], 10);
         assert_eq!(scene.watch.silent_host(), None, "then it is this machine that is cut off");
     }

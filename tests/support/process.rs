@@ -127,6 +127,15 @@ impl Running {
         self.signal_where(signal, &variable, is_rank);
     }
 
+    /// The ranks that live now.
+    pub fn ranks(&self) -> Vec<usize> {
+        let ranks = members(&self.family).into_iter().filter(|member| member.name == "phalanx-rank");
+        let number = |member: Member| member.value("OMPI_COMM_WORLD_RANK")?.parse().ok();
+        let mut ranks: Vec<usize> = ranks.filter_map(number).collect();
+        ranks.sort_unstable();
+        ranks
+    }
+
     fn signal_where(&self, signal: &str, who: &str, is: impl Fn(&Member) -> bool) {
         match members(&self.family).into_iter().find(is) {
             Some(member) => kill(signal, member.id),
@@ -191,6 +200,10 @@ impl Running {
 impl Drop for Running {
     fn drop(&mut self) {
         end(&self.family);
+        // One that overwrites its environment, as sshd does, is no member.
+        if let Ok(None) = self.child.try_wait() {
+            let _ = self.child.kill();
+        }
         let _ = self.child.wait();
     }
 }
@@ -271,6 +284,12 @@ struct Member {
 }
 
 impl Member {
+    /// The value of a variable that it inherited.
+    fn value(&self, name: &str) -> Option<String> {
+        let mut variables = self.environment.split(|&byte| byte == 0).map(String::from_utf8_lossy);
+        variables.find_map(|one| Some(one.strip_prefix(name)?.strip_prefix('=')?.to_string()))
+    }
+
     fn inherited(&self, variable: &str) -> bool {
         self.environment.split(|&byte| byte == 0).any(|one| one == variable.as_bytes())
     }

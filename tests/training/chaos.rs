@@ -11,8 +11,8 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
-/// A checkpoint every 5 steps, so that little is done again, and 4 s until ranks hang.
-const OFTEN: &str = "--set checkpoint.every_steps=5 --set guard.hang_timeout_s=4 --set eval.every_steps=0";
+/// A checkpoint every 5 steps, so that little is done again, and 6 s until ranks hang.
+const OFTEN: &str = "--set checkpoint.every_steps=5 --set guard.hang_timeout_s=6 --set eval.every_steps=0";
 
 /// A tenth of a second a step, so that there is time for something to happen.
 const SLOWLY: &str = "--allow-faults --inject slow@ms=80,rank=0";
@@ -22,7 +22,7 @@ const GAP: u64 = 12;
 
 /// How long each fault may take to be named.
 const KILLED: Duration = Duration::from_secs(10);
-const STOPPED: Duration = Duration::from_secs(4 + 5);
+const STOPPED: Duration = Duration::from_secs(6 + 5);
 const CUT: Duration = Duration::from_secs(15);
 
 /// What happens to a run.
@@ -39,6 +39,7 @@ enum Fault {
     DaemonKilled,
     LinkDownForAMoment,
     NodeGone,
+    TwoNodesGone,
 }
 
 const ON_ONE_HOST: &[Fault] = &[
@@ -63,6 +64,7 @@ const ON_NODES: &[Fault] = &[
     Fault::DaemonKilled,
     Fault::LinkDownForAMoment,
     Fault::NodeGone,
+    Fault::TwoNodesGone,
 ];
 
 /// Numbers in an order that a seed decides: xorshift (Marsaglia 2003).
@@ -96,7 +98,7 @@ struct SmallDisk(PathBuf);
 impl SmallDisk {
     fn mount(folder: PathBuf) -> SmallDisk {
         fs::create_dir_all(&folder).unwrap();
-        let mount = ["-t", "tmpfs", "-o", "size=16m", "tmpfs"];
+        let mount = ["-t", "tmpfs", "-o", "size=192m", "tmpfs"];
         Command::new("mount").args(mount).args([&folder]).run().expect_code(0);
         SmallDisk(folder)
     }
@@ -115,8 +117,6 @@ struct Chaos {
     ranks: usize,
     max_steps: u64,
     job: Running,
-    /// Which node is cut off.
-    gone: Option<usize>,
     random: Random,
     timings: Vec<String>,
 }
@@ -125,7 +125,7 @@ impl Chaos {
     fn start(bench: Bench, nodes: Option<Nodes>, max_steps: u64, random: Random) -> Chaos {
         let ranks = if nodes.is_some() { 4 } else { 2 };
         let job = launch(&bench, nodes.as_ref(), ranks, max_steps);
-        Chaos { bench, nodes, ranks, max_steps, job, gone: None, random, timings: Vec::new() }
+        Chaos { bench, nodes, ranks, max_steps, job, random, timings: Vec::new() }
     }
 
     fn left(&self) -> Left {
@@ -136,21 +136,21 @@ impl Chaos {
         self.left().folder().join("checkpoints")
     }
 
-    /// The newest step that was reported.
-    fn step(&self) -> u64 {
+    /// How many starts have told of themselves, and the newest step of the last.
+    fn starts_and_step(&self) -> (usize, u64) {
         let text = fs::read_to_string(self.left().folder().join("metrics.jsonl")).unwrap_or_default();
-        let steps = text.lines().filter_map(|line| serde_json::from_str::<serde_json::Value>(line).ok());
-        steps
-            .filter(|event| event["kind"] == "step")
-            .filter_map(|step| step["step"].as_u64())
-            .max()
-            .unwrap_or(0)
+        let events = text.lines().filter_map(|line| serde_json::from_str::<serde_json::Value>(line).ok());
+        events.fold((0, 0), |(starts, step), event| match event["kind"].as_str() {
+            Some("start") => (starts + 1, 0),
+            Some("step") => (starts, event["step"].as_u64().unwrap_or(0)),
+            _ => (starts, step),
+        })
     }
 
     /// Waits until the run has come to a step.
     fn come_to(&mut self, step: u64) {
         let deadline = Instant::now() + Duration::from_secs(60);
-        while self.step() < step {
+        while self.starts_and_step().1 < step {
             assert!(Instant::now() < deadline, "no step {step} in a minute\n{}", self.job.output());
             std::thread::sleep(Duration::from_millis(50));
         }
@@ -158,8 +158,10 @@ impl Chaos {
 
     /// Brings a fault about and waits until it is named.
     fn befall(&mut self, fault: Fault) {
-        let rank = self.random.below(self.ranks);
+        let ranks = self.job.ranks();
+        let rank = ranks[self.random.below(ranks.len())];
         let said = self.job.said().len();
+        let (starts, _) = self.starts_and_step();
         let began = Instant::now();
         let (told, limit): (Vec<String>, Duration) = match fault {
             Fault::RankKilled => {
@@ -188,14 +190,20 @@ impl Chaos {
                 (vec!["failed: ".into()], KILLED)
             }
             Fault::LinkDownForAMoment => return self.cut_for_a_moment(),
-            Fault::NodeGone => {
-                let node = 1; // the second holds ranks whether or not the third does
-                self.nodes().link(node, false);
-                self.gone = Some(node);
-                (vec!["failed: ".into(), format!("without {}", self.nodes().name(node))], CUT)
-            }
+            Fault::NodeGone => return self.lose_nodes(fault, &[1]),
+            Fault::TwoNodesGone => return self.lose_nodes(fault, &[1, 2]),
         };
         self.named(fault, said, &told, began, limit);
+        self.started_again(starts);
+    }
+
+    /// Waits for a start beyond so many: what befalls a run next is to find one that goes on.
+    fn started_again(&mut self, starts: usize) {
+        let deadline = Instant::now() + Duration::from_secs(60);
+        while self.starts_and_step().0 <= starts {
+            assert!(Instant::now() < deadline, "it does not start again\n{}", self.job.output());
+            std::thread::sleep(Duration::from_millis(50));
+        }
     }
 
     /// Waits until the launcher has said all of `told` since it had said `said` bytes.
@@ -217,6 +225,25 @@ impl Chaos {
         let seen = seen.unwrap_or_else(|| began.elapsed());
         self.timings.push(format!("{fault:?} {:.1} s", seen.as_secs_f64()));
         assert!(seen < limit, "{fault:?} was named after {seen:?}, expected within {limit:?}");
+    }
+
+    /// Cuts nodes off, whose ranks others take: spare slots, or fewer ranks. Then they come back, and the next
+    /// restart takes them in again.
+    fn lose_nodes(&mut self, fault: Fault, nodes: &[usize]) {
+        let (said, (starts, _), began) = (self.job.said().len(), self.starts_and_step(), Instant::now());
+        nodes.iter().for_each(|&node| self.nodes().link(node, false));
+        let names: Vec<String> = nodes.iter().map(|&node| self.nodes().name(node)).collect();
+        let ranks = if nodes.len() == 1 { 4 } else { 2 };
+        let told = ["failed: host ".into(), format!("without {}: {ranks} ranks", names.join(", "))];
+        self.named(fault, said, &told, began, CUT);
+        self.started_again(starts);
+        nodes.iter().for_each(|&node| self.nodes().link(node, true));
+
+        let (said, (starts, _), began) = (self.job.said().len(), self.starts_and_step(), Instant::now());
+        self.job.signal_rank(0, "KILL");
+        let told = ["signal 9".into(), format!("mpirun -n 4 --host {} ", hosts(self.nodes()))];
+        self.named(Fault::RankKilled, said, &told, began, KILLED);
+        self.started_again(starts);
     }
 
     fn kill_launcher(&mut self) {
@@ -264,7 +291,7 @@ impl Chaos {
         self.nodes().link(1, false);
         std::thread::sleep(Duration::from_secs(3));
         self.nodes().link(1, true);
-        let step = self.step();
+        let (_, step) = self.starts_and_step();
         // Whether it goes on or is started again: it gets further.
         self.come_to(step + 2);
     }
@@ -273,16 +300,8 @@ impl Chaos {
         self.nodes.as_ref().expect("only nodes have links")
     }
 
-    /// Lets a node that is gone come back, to be taken in at the next restart.
-    fn heal(&mut self) {
-        if let Some(node) = self.gone.take() {
-            self.nodes().link(node, true);
-        }
-    }
-
     /// Waits for the end, and expects that nothing is left.
-    fn end(mut self) -> (Bench, Vec<String>) {
-        self.heal();
+    fn end(self) -> (Bench, Vec<String>) {
         let Chaos { bench, nodes, job, timings, .. } = self;
         let done = job.finish().expect_code(0);
         assert_eq!(done.survivors, Vec::<String>::new());
@@ -302,19 +321,22 @@ fn launch(bench: &Bench, nodes: Option<&Nodes>, ranks: usize, max_steps: u64) ->
     let arguments = format!("{OFTEN} {SLOWLY} --set schedule.max_steps={max_steps} --max-restarts 20");
     let command = match nodes {
         None => bench.train_on("disturbed", ranks, &arguments),
-        Some(nodes) => {
-            let hosts: Vec<String> = (0..3).map(|node| format!("{}:2", nodes.name(node))).collect();
-            nodes
-                .run(0, &phalanx())
-                .args(["train", "tiny.toml", "-n", &ranks.to_string(), "--hosts", &hosts.join(",")])
-                .args(["--set", "run.name=disturbed", "--mca", &nodes.agent()])
-                .args(["--mca", "oob_tcp_if_include=eth0", "--mca", "btl_tcp_if_include=eth0"])
-                .args(["--mca", "plm_rsh_no_tree_spawn=1"])
-                .args(arguments.split_whitespace())
-                .current_dir(bench.scratch.path())
-        }
+        Some(nodes) => nodes
+            .run(0, &phalanx())
+            .args(["train", "tiny.toml", "-n", &ranks.to_string(), "--hosts", &hosts(nodes)])
+            .args(["--set", "run.name=disturbed", "--mca", &nodes.agent()])
+            .args(["--mca", "oob_tcp_if_include=eth0", "--mca", "btl_tcp_if_include=eth0"])
+            .args(["--mca", "plm_rsh_no_tree_spawn=1"])
+            .args(arguments.split_whitespace())
+            .current_dir(bench.scratch.path()),
     };
     command.deadline(Duration::from_secs(900)).start()
+}
+
+/// The three nodes with two slots each.
+fn hosts(nodes: &Nodes) -> String {
+    let hosts: Vec<String> = (0..3).map(|node| format!("{}:2", nodes.name(node))).collect();
+    hosts.join(",")
 }
 
 fn newest(checkpoints: &Path) -> PathBuf {
@@ -368,7 +390,6 @@ fn disturbed_equals_undisturbed(name: &str, nodes: Option<Nodes>, faults: usize)
     let mut chaos = Chaos::start(bench, nodes, max_steps, random);
     for (number, fault) in (1..).zip(order) {
         chaos.come_to(GAP * number);
-        chaos.heal();
         chaos.befall(fault);
     }
     let (bench, timings) = chaos.end();

@@ -3,8 +3,8 @@
 //! Knows sockets and time; what is told is the pulse's.
 //!
 //! A rank whose peers wait for it must not be taken for one that hangs: what counts as life is progress,
-//! and within a single operation the processor time of the thread that trains, or bytes written while a
-//! checkpoint is being saved. Waiting ranks have neither; so under plain mpirun, where a rank knows nothing
+//! bytes written while a checkpoint is being saved among it, and within a single operation the processor time of
+//! the thread that trains. Waiting ranks have neither; so under plain mpirun, where a rank knows nothing
 //! of the others, it may wait twice as long as it computed for the step before it counts the time that hangs.
 
 use crate::pulse::{Beat, Pulse};
@@ -43,8 +43,9 @@ pub fn start(pulse: &Pulse) -> std::io::Result<()> {
 fn beat(pulse: &Pulse, mut life: Life, mut line: Option<Line>) {
     let mut watchdog = Watchdog::new(Instant::now());
     loop {
-        let beat = pulse.look();
+        let mut beat = pulse.look();
         life.look(beat.doing);
+        beat.progress += life.writes;
         let ended = match &mut line {
             Some(line) => line.tell(pulse, &beat, life.signs, Instant::now()),
             None => watchdog.look(&beat, life.signs, pulse.hang_timeout(), Instant::now()),
@@ -64,14 +65,23 @@ struct Life {
     /// The thread that trains, as Linux counts its time.
     thread_stat: String,
     ticks: u64,
+    /// Bytes written, and how often there were more of them.
     written: u64,
+    writes: u64,
+    /// How often the thread was seen computing.
     signs: u64,
 }
 
 impl Life {
     fn of_this_thread() -> Life {
         let thread = rustix::thread::gettid().as_raw_nonzero();
-        Life { thread_stat: format!("/proc/self/task/{thread}/stat"), ticks: 0, written: 0, signs: 0 }
+        Life {
+            thread_stat: format!("/proc/self/task/{thread}/stat"),
+            ticks: 0,
+            written: 0,
+            writes: 0,
+            signs: 0,
+        }
     }
 
     fn look(&mut self, doing: Doing) {
@@ -79,9 +89,8 @@ impl Life {
         let ticks = ticks.unwrap_or(self.ticks);
         let written = if doing == Doing::Saving { written_bytes().unwrap_or(0) } else { self.written };
         // A thread that wakes to wait on uses next to nothing: of a hundredth of a second it takes two.
-        if ticks >= self.ticks + 2 || written > self.written {
-            self.signs += 1;
-        }
+        self.signs += u64::from(ticks >= self.ticks + 2);
+        self.writes += u64::from(written > self.written);
         (self.ticks, self.written) = (ticks, written);
     }
 }

@@ -15,7 +15,7 @@ use crate::collectives::traffic::Counters;
 use crate::collectives::{Activity, CommError, Operation, Options, Place, Wire, end, machine};
 use std::sync::Arc;
 use std::sync::mpsc::{Receiver, Sender};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 use tch::{Kind, Tensor};
 
 /// Bytes broadcast in one message, well within what MPI counts.
@@ -90,10 +90,18 @@ pub(super) fn run(
     }
 }
 
-/// Where MPI itself failed no other rank can be told: this one ends, and takes them with it.
+/// How long mpirun may take to end this process because another one has died. A rank that is faster than
+/// it would be taken for the culprit.
+const CULPRIT_FIRST: Duration = Duration::from_secs(5);
+
+/// Where MPI itself failed no other rank can be told: this one ends, and takes them with it; most likely
+/// because one of them is dead, which mpirun tells better.
 fn or_abort<T>(rank: usize, outcome: Result<T, CommError>) -> Result<T, CommError> {
     match outcome {
-        Err(error @ CommError::Mpi { .. }) => end::abort(rank, 1, &error.to_string()),
+        Err(error @ CommError::Mpi { .. }) => {
+            std::thread::sleep(CULPRIT_FIRST);
+            end::abort(rank, 1, &error.to_string())
+        }
         outcome => outcome,
     }
 }
