@@ -62,6 +62,17 @@ enum Bench {
         #[arg(long = "set", value_name = "KEY=VALUE")]
         sets: Vec<String>,
     },
+    /// How much of the communication of a configuration's steps is hidden, and the bytes they send
+    Overlap {
+        /// The configuration
+        config: PathBuf,
+        /// Set a key over the file: section.key=value
+        #[arg(long = "set", value_name = "KEY=VALUE")]
+        sets: Vec<String>,
+        /// Measured turns of each side
+        #[arg(long, default_value_t = 5)]
+        turns: usize,
+    },
 }
 
 #[derive(Args)]
@@ -199,6 +210,13 @@ fn bench(what: &Bench, comm: &dyn Communicator) -> Result<Exit, TrainError> {
             ops::device::configure_process(config.parallel.threads);
             let shard = format!("{:?}", config.parallel.shard).to_lowercase();
             (format!("memory-{}-{shard}", config.run.name), trainer::bench::memory(&config, comm)?)
+        }
+        Bench::Overlap { config, sets, turns } => {
+            // No data is read: bytes, unless the vocabulary is set.
+            let config = configs::load(config, sets, &|_| Ok(257))?;
+            ops::device::configure_process(config.parallel.threads);
+            let name = format!("overlap-{:?}", config.parallel.shard).to_lowercase();
+            (name, trainer::bench::overlap(&config, comm, *turns)?)
         }
     };
     if comm.rank() == 0 {

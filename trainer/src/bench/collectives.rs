@@ -2,10 +2,9 @@
 //! node copying in memory, between nodes a plain message.
 //! Knows the contract of collectives; not how they are done.
 
-use super::{Case, median};
+use super::{Case, median, slowest};
 use crate::error::TrainError;
 use ops::collectives::{CommError, Communicator, Operation, Pending, Wire};
-use std::time::Instant;
 use tch::{Device, Kind, Tensor};
 
 /// Elements of the segments of GPT-2 124M in the order in which their gradients leave: final norm,
@@ -27,7 +26,7 @@ pub fn collectives(comm: &dyn Communicator, turns: usize, fraction: f64) -> Resu
             reference.push(taken);
         }
         for (case, seconds) in bench.cases().iter().zip(&mut seconds) {
-            let taken = bench.timed(|| bench.run(case))?;
+            let taken = slowest(comm, || bench.run(case))?;
             if turn > 0 {
                 seconds.push(taken); // the first turn touches memory for the first time
             }
@@ -146,23 +145,13 @@ impl<'a> Bench<'a> {
     /// from one rank to all by plain messages.
     fn reference(&self) -> Result<f64, CommError> {
         if self.comm.place().nodes == 1 {
-            return self.timed(|| {
+            return slowest(self.comm, || {
                 let [from, to] = &mut *self.copies.borrow_mut();
                 to.copy_from_slice(from);
                 Ok(())
             });
         }
-        self.timed(|| self.shared.iter().try_for_each(|buffer| self.comm.broadcast(buffer, 0)))
-    }
-
-    fn timed(&self, body: impl FnOnce() -> Result<(), CommError>) -> Result<f64, CommError> {
-        self.comm.barrier()?;
-        let began = Instant::now();
-        body()?;
-        let mine = began.elapsed().as_secs_f64();
-        let all = self.comm.all_gather_bytes(&mine.to_ne_bytes())?;
-        let seconds = |bytes: &Vec<u8>| bytes.as_slice().try_into().map_or(0.0, f64::from_ne_bytes);
-        Ok(all.iter().map(seconds).fold(0.0, f64::max))
+        slowest(self.comm, || self.shared.iter().try_for_each(|buffer| self.comm.broadcast(buffer, 0)))
     }
 }
 

@@ -4,15 +4,21 @@
 mod attention;
 mod collectives;
 mod memory;
+mod overlap;
+mod steps;
+mod switch;
 
 pub use attention::AttentionBench;
 pub use collectives::collectives;
 pub use memory::memory;
+pub use overlap::overlap;
 
 use crate::error::TrainError;
+use ops::collectives::{CommError, Communicator};
 use serde::Serialize;
 use std::fmt::Write;
 use std::path::PathBuf;
+use std::time::Instant;
 
 /// One measurement.
 #[derive(Debug, Clone, Serialize)]
@@ -62,6 +68,24 @@ fn table(cases: &[Case]) -> String {
         let _ = writeln!(table, "{case:width$}  {value:>10.3}  {reference:>10.3}  {unit:10}  {ratio:>6.3}");
     }
     table
+}
+
+/// Seconds of `body`, which all ranks begin together, on the slowest of them; the same on all. Collective.
+pub(crate) fn slowest<E: From<CommError>>(
+    comm: &dyn Communicator,
+    body: impl FnOnce() -> Result<(), E>,
+) -> Result<f64, E> {
+    comm.barrier()?;
+    let began = Instant::now();
+    body()?;
+    Ok(most(comm, began.elapsed().as_secs_f64())?)
+}
+
+/// The largest of the ranks' values. Collective.
+pub(crate) fn most(comm: &dyn Communicator, mine: f64) -> Result<f64, CommError> {
+    let all = comm.all_gather_bytes(&mine.to_ne_bytes())?;
+    let value = |bytes: &Vec<u8>| bytes.as_slice().try_into().map_or(0.0, f64::from_ne_bytes);
+    Ok(all.iter().map(value).fold(0.0, f64::max))
 }
 
 /// The middle one of some measurements; 0 without any.
