@@ -92,7 +92,7 @@ section! {
 }
 section! {
     /// `[checkpoint]` as typed.
-    RawCheckpoint { every_steps: u64, keep_last: usize }
+    RawCheckpoint { every_steps: u64, keep_last: usize, keep_every_steps: u64 }
 }
 section! {
     /// `[eval]` as typed.

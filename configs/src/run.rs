@@ -97,6 +97,17 @@ pub struct CheckpointConfig {
     pub every_steps: u64,
     /// How many of the newest to keep.
     pub keep_last: usize,
+    /// Those of multiples of this are kept too; 0 for none.
+    pub keep_every_steps: u64,
+}
+
+impl CheckpointConfig {
+    /// Of the steps that have a checkpoint, ascending, those that need not be kept.
+    pub fn surplus(&self, steps: &[u64]) -> Vec<u64> {
+        let older = &steps[..steps.len().saturating_sub(self.keep_last.max(1))];
+        let stays = |step: u64| self.keep_every_steps > 0 && step.is_multiple_of(self.keep_every_steps);
+        older.iter().copied().filter(|&step| !stays(step)).collect()
+    }
 }
 
 /// `[eval]`
@@ -170,6 +181,7 @@ impl RunConfig {
         let checkpoint = CheckpointConfig {
             every_steps: raw.checkpoint.every_steps.unwrap_or(1000),
             keep_last: raw.checkpoint.keep_last.unwrap_or(3),
+            keep_every_steps: raw.checkpoint.keep_every_steps.unwrap_or(0),
         };
         at_least_one(checkpoint.keep_last as u64, "checkpoint.keep_last", &mut problems);
         let eval =

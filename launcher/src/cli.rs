@@ -1,5 +1,6 @@
 //! The command line of `phalanx`, as data.
 
+use crate::checkpoint::CheckpointArgs;
 use crate::data::DataArgs;
 use crate::doctor::DoctorArgs;
 use clap::{Args, Parser, Subcommand};
@@ -23,6 +24,8 @@ pub enum Command {
     Data(DataArgs),
     /// Look at machines, network and installation: what a run needs, with a verdict on each.
     Doctor(DoctorArgs),
+    /// List, verify, show, prune and compare checkpoints, and prove that a run resumes bit for bit.
+    Checkpoint(CheckpointArgs),
 }
 
 /// `phalanx train`

@@ -63,6 +63,9 @@ pub enum LaunchError {
     /// A path that cannot stand in a command.
     #[error("{} is no UTF-8 and cannot be passed to mpirun", .0.display())]
     OddPath(PathBuf),
+    /// A proof that would prove nothing.
+    #[error("{0}")]
+    Proof(String),
     /// The old run folder could not be moved aside.
     #[error("--fresh: {} could not be moved to {}", from.display(), to.display())]
     MoveAside {

@@ -7,6 +7,7 @@
 pub mod agent;
 pub mod allocation;
 pub mod banners;
+pub mod checkpoint;
 pub mod cli;
 pub mod data;
 pub mod doctor;
@@ -16,6 +17,7 @@ pub mod listen;
 pub mod mpirun;
 pub mod orphans;
 pub mod progress;
+pub mod prove;
 pub mod restarts;
 pub mod run_lock;
 pub mod signals;

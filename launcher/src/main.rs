@@ -10,6 +10,7 @@ fn main() -> ExitCode {
         Command::Train(args) => launcher::train::run(&args),
         Command::Data(args) => launcher::data::run(&args),
         Command::Doctor(args) => launcher::doctor::run(&args),
+        Command::Checkpoint(args) => launcher::checkpoint::run(&args),
     };
     let exit = result.unwrap_or_else(|error| {
         let _ = writeln!(std::io::stderr(), "error: {error:#}");

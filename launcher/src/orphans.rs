@@ -35,9 +35,27 @@ pub fn end_all(patience: Duration) -> usize {
     }
 }
 
+/// The processes that a process has started on this machine, those that these have started, and so on.
+pub fn descendants(ancestor: u32) -> Vec<Pid> {
+    let processes = processes();
+    let (mut found, mut parents) = (Vec::new(), vec![ancestor]);
+    while let Some(parent) = parents.pop() {
+        for &(pid, _) in processes.iter().filter(|(_, of)| *of == parent) {
+            found.push(pid);
+            parents.extend(u32::try_from(pid.as_raw_pid()));
+        }
+    }
+    found
+}
+
 /// The children of this process, ended but unread ones included.
 fn children() -> Vec<Pid> {
     let own = std::process::id();
+    processes().into_iter().filter_map(|(pid, parent)| (parent == own).then_some(pid)).collect()
+}
+
+/// Every process of this machine that can be seen, with its parent.
+fn processes() -> Vec<(Pid, u32)> {
     let Ok(processes) = std::fs::read_dir("/proc") else { return Vec::new() };
     processes
         .filter_map(|entry| {
@@ -46,7 +64,7 @@ fn children() -> Vec<Pid> {
             let stat = std::fs::read_to_string(entry.path().join("stat")).ok()?;
             // "pid (name) state parent ...", where the name may hold anything.
             let parent: u32 = stat.rsplit_once(") ")?.1.split(' ').nth(1)?.parse().ok()?;
-            (parent == own).then(|| Pid::from_raw(pid)).flatten()
+            Some((Pid::from_raw(pid)?, parent))
         })
         .collect()
 }

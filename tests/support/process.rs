@@ -231,6 +231,15 @@ impl Finished {
         self
     }
 
+    /// Panics, with the output, unless standard output holds each of `texts`.
+    #[track_caller]
+    pub fn expect_stdout(self, texts: &[&str]) -> Finished {
+        for text in texts {
+            assert!(self.stdout.contains(text), "no {text:?} in stdout:\n{}", self.stdout);
+        }
+        self
+    }
+
     /// Panics, with the output, unless standard error holds each of `texts`.
     #[track_caller]
     pub fn expect_stderr(self, texts: &[&str]) -> Finished {

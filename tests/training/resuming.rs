@@ -2,7 +2,7 @@
 
 use crate::Bench;
 use crate::left::assert_same;
-use crate::support::of_kind;
+use crate::support::{Command, of_kind, phalanx};
 use std::ops::Range;
 
 /// 32 samples a step, so that there is time to kill between two checkpoints.
@@ -68,6 +68,30 @@ fn other_numbers_of_ranks_go_on_with_the_same_samples_and_end_with_the_same_bits
 fn joined(ranges: &[Range<u64>]) -> Option<Range<u64>> {
     let gapless = ranges.windows(2).all(|pair| pair[0].end == pair[1].start);
     gapless.then(|| ranges.first().map(|first| first.start..ranges[ranges.len() - 1].end))?
+}
+
+#[test]
+fn a_resume_is_proved_on_the_users_own_configuration_and_its_checkpoints_looked_at() {
+    let bench = Bench::new("proof", 10);
+    let phalanx = |arguments: &str| {
+        let command = Command::new(&phalanx()).args(arguments.split_whitespace());
+        command.current_dir(bench.scratch.path()).run()
+    };
+    let arguments = "--steps 3 --more 60 -n 2 --then-ranks 1 --oversubscribe --set run.dir=runs/proof";
+    let proved = phalanx(&format!("checkpoint prove-resume tiny.toml {arguments}")).expect_code(0);
+    proved.expect_stderr(&["going on from step 3", "proved: 3 steps, a kill and 60 steps more"]);
+    assert!(
+        !bench.scratch.join("runs").exists() || bench.scratch.join("runs").read_dir().unwrap().count() == 0
+    );
+
+    bench.trained("run", 2, "--set checkpoint.every_steps=5");
+    phalanx("checkpoint ls runs/run").expect_code(0).expect_stdout(&["complete"]);
+    phalanx("checkpoint verify runs/run --step 5").expect_code(0).expect_stdout(&["step 5: whole"]);
+    let compare = "checkpoint compare runs/run/checkpoints/step-00000005 runs/run";
+    phalanx(compare).expect_code(1).expect_stdout(&["differ:", "param of h.0, first at element"]);
+    phalanx("checkpoint prune runs/run --keep-last 1").expect_code(0).expect_stdout(&["steps that stay: 10"]);
+    let told = ["runs/run has no checkpoint of step 5; there are: 10", "hint:"];
+    phalanx("checkpoint show runs/run --step 5").expect_code(2).expect_stderr(&told);
 }
 
 #[test]

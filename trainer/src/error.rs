@@ -205,6 +205,7 @@ impl TrainError {
             )
             | TrainError::Checkpoint(
                 CheckpointError::NoneGood { .. }
+                | CheckpointError::NoSuch { .. }
                 // Starting again would overtake the other start in turn.
                 | CheckpointError::StaleGeneration { .. }
                 | CheckpointError::Layout { .. }

@@ -3,12 +3,13 @@
 #![allow(clippy::print_stderr)] // before the logger is there, and for the last word of a failed rank
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
-use configs::{Exit, Fault, RunConfig};
+use configs::{CheckpointConfig, Exit, Fault, RunConfig};
 use ops::collectives::{Communicator, DeviceSums, abort_on_panic, serve};
 use std::io::Write;
 use std::path::PathBuf;
 use std::time::Duration;
 use trainer::bench::AttentionBench;
+use trainer::checkpoint::commands;
 use trainer::{Faults, Log, Part, Process, Pulse, StopFlag, TrainError, heartbeat};
 
 /// One rank of a Phalanx run. `phalanx` starts it; so do mpirun and srun.
@@ -29,9 +30,44 @@ enum Command {
     /// Say what this machine has, and how fast its ranks talk, as JSON: `phalanx doctor` reads it
     #[command(hide = true)]
     Doctor,
+    /// Look after a run's checkpoints: what `phalanx checkpoint` runs
+    #[command(subcommand, hide = true)]
+    Checkpoint(AskCheckpoint),
     /// Compare a GPU with the CPU, and time it: `scripts/gpu-check` runs the parts
     #[command(hide = true)]
     GpuCheck(GpuCheckArgs),
+}
+
+#[derive(Subcommand)]
+enum AskCheckpoint {
+    Ls {
+        run: PathBuf,
+    },
+    Verify {
+        run: PathBuf,
+        #[arg(long)]
+        step: Option<u64>,
+    },
+    Show {
+        run: PathBuf,
+        #[arg(long)]
+        step: Option<u64>,
+    },
+    Prune {
+        run: PathBuf,
+        #[arg(long)]
+        keep_last: usize,
+        #[arg(long, default_value_t = 0)]
+        keep_every_steps: u64,
+        #[arg(long)]
+        dry_run: bool,
+    },
+    Compare {
+        first: PathBuf,
+        second: PathBuf,
+        #[arg(long)]
+        step: Option<u64>,
+    },
 }
 
 #[derive(Subcommand)]
@@ -139,6 +175,7 @@ fn main() {
     abort_on_panic(&*comm);
     let outcome = match &cli.command {
         Command::Train(args) => train(args, &mut comm, stop, log, pulse),
+        Command::Checkpoint(ask) => Ok(checkpoint(ask)),
         Command::Bench(what) => bench(what, &*comm),
         Command::Doctor => doctor(&*comm),
         Command::GpuCheck(args) => gpu_check(args, &mut comm),
@@ -183,6 +220,30 @@ fn doctor(comm: &dyn Communicator) -> Result<Exit, TrainError> {
     let found = trainer::doctor(comm)?;
     let _ = writeln!(std::io::stdout(), "{found}");
     Ok(Exit::Done)
+}
+
+fn checkpoint(ask: &AskCheckpoint) -> Exit {
+    let answer = match ask {
+        AskCheckpoint::Ls { run } => commands::list(run),
+        AskCheckpoint::Verify { run, step } => commands::verify(run, *step),
+        AskCheckpoint::Show { run, step } => commands::show(run, *step),
+        AskCheckpoint::Prune { run, keep_last, keep_every_steps, dry_run } => {
+            let (keep_last, keep_every_steps) = (*keep_last, *keep_every_steps);
+            let keep = CheckpointConfig { every_steps: 0, keep_last, keep_every_steps };
+            commands::prune(run, &keep, *dry_run)
+        }
+        AskCheckpoint::Compare { first, second, step } => commands::compare((first, *step), (second, *step)),
+    };
+    match answer {
+        Ok((text, exit)) => {
+            let _ = std::io::stdout().write_all(text.as_bytes());
+            exit
+        }
+        Err(error) => {
+            eprintln!("error: {error}");
+            TrainError::from(error).exit()
+        }
+    }
 }
 
 fn gpu_check(args: &GpuCheckArgs, comm: &mut Box<dyn Communicator>) -> Result<Exit, TrainError> {

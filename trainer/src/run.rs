@@ -112,7 +112,7 @@ impl<'a> Run<'a> {
         let step = resume.as_ref().map_or(0, |loaded| loaded.state().step);
         let plan = config.batches().plan(step, comm.world_size())?;
         let generation = claim(&folder, config, comm)?;
-        let saver = Saver::new(comm, &folder, generation, config.checkpoint.keep_last, template);
+        let saver = Saver::new(comm, &folder, generation, &config.checkpoint, template);
         let reporter = Reporter::open(&folder.metrics_path(), config, comm.rank())?;
         let mut peak = [ops::device::peak_flops(device, kind)];
         comm.all_reduce_f64(&mut peak)?;

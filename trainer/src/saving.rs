@@ -13,7 +13,7 @@ use crate::run_folder::RunFolder;
 use crate::stop::StopFlag;
 use crate::train::Learner;
 use crate::weights::narrow;
-use configs::{BatchPlan, owned_range};
+use configs::{BatchPlan, CheckpointConfig, owned_range};
 use ops::ExactSum;
 use ops::collectives::Communicator;
 use std::time::Instant;
@@ -81,7 +81,7 @@ pub(crate) struct Saver<'a> {
     folder: RunFolder,
     publisher: Publisher,
     generation: u64,
-    keep_last: usize,
+    keep: CheckpointConfig,
     template: TrainState,
     in_flight: Option<InFlight>,
     /// The newest step that is complete on disk, as rank 0 knows it.
@@ -101,12 +101,13 @@ impl<'a> Saver<'a> {
         comm: &'a dyn Communicator,
         folder: &RunFolder,
         generation: u64,
-        keep_last: usize,
+        keep: &CheckpointConfig,
         template: TrainState,
     ) -> Saver<'a> {
         let publisher = Publisher::new(folder, generation);
         let folder = folder.clone();
-        Saver { comm, folder, publisher, generation, keep_last, template, in_flight: None, published: None }
+        let keep = keep.clone();
+        Saver { comm, folder, publisher, generation, keep, template, in_flight: None, published: None }
     }
 
     /// The step's small reduction: the sums of what the ranks have of a step, and what they agree on.
@@ -160,7 +161,7 @@ impl<'a> Saver<'a> {
                     let folder = format!("checkpoints/{}", step_folder(step));
                     let seconds = started.elapsed().as_secs_f64();
                     reporter.checkpoint(CheckpointReport { step, folder, seconds })?;
-                    if let Err(error) = self.publisher.prune(self.keep_last, step) {
+                    if let Err(error) = self.publisher.prune(&self.keep, step) {
                         warn_unless_superseded("old checkpoints stay", error)?;
                     }
                 }

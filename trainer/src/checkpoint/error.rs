@@ -107,6 +107,14 @@ pub enum CheckpointError {
     /// The file system refused.
     #[error(transparent)]
     File(#[from] FileError),
+    /// Something was asked of a run or a step that is not there.
+    #[error(
+        "{what}\nhint: name the folder of a run, like runs/NAME; `phalanx checkpoint ls RUN` lists its steps"
+    )]
+    NoSuch {
+        /// What is not there.
+        what: String,
+    },
     /// No room for a checkpoint; the run can go on without it.
     #[error(
         "not enough room for a checkpoint in {}: needs {need_bytes} bytes, {have_bytes} are free\n\

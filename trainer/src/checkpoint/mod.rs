@@ -16,6 +16,7 @@
 //!
 //! A folder without `.tmp` is complete. Only the newest generation of a run may write.
 
+pub mod commands;
 mod error;
 mod manifest;
 mod publish;

@@ -8,7 +8,7 @@ use super::write::{RankReport, report_file};
 use super::{SET_ASIDE, UNFINISHED, published_step, require_newest, step_folder};
 use super::{unfinished_folder, unfinished_step};
 use crate::run_folder::{FileError, RunFolder, folder_names, sync_folder, write_atomically};
-use configs::SegmentSpec;
+use configs::{CheckpointConfig, SegmentSpec};
 use std::collections::HashSet;
 use std::fs;
 use std::io;
@@ -127,28 +127,23 @@ impl Publisher {
         Ok(remove_folder(&self.unfinished(step))?)
     }
 
-    /// Removes all but the `keep_last` newest checkpoints, and unfinished folders, up to the step that
+    /// Removes the checkpoints that need not be kept, and unfinished folders, up to the step that
     /// was just published: that one is good and stays. Later ones, left by a start that got further
     /// before it fell back, are not judged here. Returns the steps removed.
     ///
     /// # Errors
     /// `StaleGeneration`, or a folder that cannot be removed. The published step is safe either way.
-    pub fn prune(&self, keep_last: usize, just_published: u64) -> Result<Vec<u64>, CheckpointError> {
+    pub fn prune(&self, keep: &CheckpointConfig, just_published: u64) -> Result<Vec<u64>, CheckpointError> {
         require_newest(&self.run, self.generation)?;
         let parent = self.run.checkpoints_dir();
         let mut steps: Vec<u64> =
             folder_names(&parent)?.iter().filter_map(|name| published_step(name)).collect();
         steps.retain(|&step| step <= just_published);
         steps.sort_unstable();
-        steps.truncate(steps.len().saturating_sub(keep_last.max(1)));
-        for &step in &steps {
-            // Renamed first: a folder without `.tmp` is complete, also while it goes.
-            if let Some(old) = set_aside(&parent.join(step_folder(step)))? {
-                remove_folder(&old)?;
-            }
-        }
+        let surplus = keep.surplus(&steps);
+        surplus.iter().try_for_each(|&step| remove_published(&parent.join(step_folder(step))))?;
         self.remove_unfinished(|step| step <= just_published)?;
-        Ok(steps)
+        Ok(surplus)
     }
 
     fn unfinished(&self, step: u64) -> PathBuf {
@@ -202,6 +197,11 @@ pub(crate) fn free_space(folder: &Path) -> io::Result<u64> {
         return Ok(u64::MAX); // some network file systems do not tell
     }
     Ok(space.f_bavail.saturating_mul(space.f_frsize))
+}
+
+/// Removes a published checkpoint. Renamed first: a folder without `.tmp` is complete, also while it goes.
+pub(super) fn remove_published(folder: &Path) -> Result<(), FileError> {
+    set_aside(folder)?.map_or(Ok(()), |old| remove_folder(&old))
 }
 
 /// Renames a published folder so that nobody takes it for complete; nothing if it is not there.

@@ -4,7 +4,7 @@
 use super::write::report_file;
 use super::*;
 use crate::run_folder::{FileError, folder_names};
-use configs::SegmentSpec;
+use configs::{CheckpointConfig, Exit, SegmentSpec};
 use proptest::prelude::*;
 use std::fs;
 use std::io;
@@ -109,6 +109,11 @@ impl Run {
 fn hash_of(step: u64, segment: usize, kind: StateKind, element: usize) -> u32 {
     let mixed = (step << 40 | (segment as u64) << 32 | element as u64).wrapping_mul(0x9e37_79b9_7f4a_7c15);
     (mixed >> 17) as u32 ^ kind as u32
+}
+
+/// Keeps this many.
+fn keep(keep_last: usize) -> CheckpointConfig {
+    CheckpointConfig { every_steps: 1, keep_last, keep_every_steps: 0 }
 }
 
 fn bits(values: &[f32]) -> Vec<u32> {
@@ -360,7 +365,7 @@ fn a_start_that_was_overtaken_cannot_write_publish_or_remove() {
     stale(old.1.prepare(3000, &run.segments));
     stale(old.1.clear_unfinished());
     stale(old.1.abandon(2000));
-    stale(old.1.prune(1, 1000).map(drop));
+    stale(old.1.prune(&keep(1), 1000).map(drop));
     stale(CheckpointWriter::start(&run.run, run.snapshot(2000, old.0, 0, 1)).wait().map(drop));
     run.assert_holds(&run.newest(), 1000);
 
@@ -395,10 +400,93 @@ fn the_newest_checkpoints_are_kept() {
     }
     start.1.prepare(4, &run.segments).unwrap();
     start.1.prepare(6, &run.segments).unwrap();
-    assert_eq!(start.1.prune(2, 5).unwrap(), [1, 2, 3]);
+    assert_eq!(start.1.prune(&keep(2), 5).unwrap(), [1, 2, 3]);
     let left = ["step-00000004", "step-00000005", "step-00000006.tmp"];
     assert_eq!(run.names(), left, "and what is being written");
-    assert_eq!(start.1.prune(0, 5).unwrap(), [4], "the newest good one is never removed");
+    assert_eq!(start.1.prune(&keep(0), 5).unwrap(), [4], "the newest good one is never removed");
+}
+
+#[test]
+fn checkpoints_of_round_steps_stay_for_good() {
+    let run = Run::new();
+    let start = run.start();
+    for step in 1..=6 {
+        run.save(&start, step, 1);
+    }
+    let keep = CheckpointConfig { keep_every_steps: 3, ..keep(1) };
+    assert_eq!(start.1.prune(&keep, 6).unwrap(), [1, 2, 4, 5]);
+    assert_eq!(run.checkpoints().steps().unwrap(), [3, 6]);
+}
+
+#[test]
+fn a_list_names_every_checkpoint_with_its_state() {
+    let run = Run::new();
+    let start = run.start();
+    run.save(&start, 1, 1);
+    fs::remove_file(run.save(&start, 2, 2).join(rank_file(1))).unwrap();
+    start.1.prepare(3, &run.segments).unwrap();
+    let (text, exit) = commands::list(run.run.dir()).unwrap();
+    let lines: Vec<&str> = text.lines().collect();
+    assert_eq!((lines.len(), exit), (4, Exit::Done), "{text}");
+    assert!(lines[1].ends_with("complete"), "{text}");
+    assert!(lines[2].ends_with("damaged: rank-00001.safetensors is missing"), "{text}");
+    assert!(lines[3].starts_with("step-00000003.tmp: being written"), "{text}");
+}
+
+#[test]
+fn verifying_says_of_each_whether_it_is_whole() {
+    let run = Run::new();
+    let start = run.start();
+    run.save(&start, 1, 2);
+    assert_eq!(commands::verify(run.run.dir(), None).unwrap().1, Exit::Done);
+    let file = run.save(&start, 2, 2).join(rank_file(1));
+    let mut bytes = fs::read(&file).unwrap();
+    *bytes.last_mut().unwrap() ^= 1;
+    fs::write(&file, bytes).unwrap();
+    let (text, exit) = commands::verify(run.run.dir(), None).unwrap();
+    assert_eq!(exit, Exit::UserError);
+    assert!(text.contains("step 1: whole") && text.contains("step 2: damaged: rank-00001"), "{text}");
+    assert_eq!(commands::verify(run.run.dir(), Some(1)).unwrap().1, Exit::Done);
+    assert!(commands::show(run.run.dir(), Some(1)).unwrap().0.contains("by 2 ranks, in start 1"));
+}
+
+#[test]
+fn pruning_by_hand_never_takes_the_newest_whole_one() {
+    let run = Run::new();
+    let start = run.start();
+    for step in 1..=4 {
+        run.save(&start, step, 1);
+    }
+    for step in [3, 4] {
+        fs::write(run.checkpoints().folder(step).join(rank_file(0)), "").unwrap();
+    }
+    let said = commands::prune(run.run.dir(), &keep(1), true).unwrap().0;
+    assert!(said.contains("would remove") && said.ends_with("steps that stay: 2, 4\n"), "{said}");
+    assert_eq!(run.checkpoints().steps().unwrap(), [1, 2, 3, 4], "nothing was removed");
+    commands::prune(run.run.dir(), &keep(1), false).unwrap();
+    assert_eq!(run.checkpoints().steps().unwrap(), [2, 4]);
+    run.assert_holds(&run.newest(), 2);
+}
+
+#[test]
+fn two_checkpoints_are_compared_by_what_they_hold() {
+    let (run, other) = (Run::new(), Run::new());
+    run.save(&run.start(), 7, 1);
+    other.save(&other.start(), 7, 3);
+    let compare = || commands::compare((run.run.dir(), None), (other.run.dir(), Some(7))).unwrap();
+    assert_eq!(compare().1, Exit::Done, "{}", compare().0);
+
+    // The same state but for one bit of one value.
+    let start = other.start();
+    start.1.prepare(7, &other.segments).unwrap();
+    let mut snapshot = other.snapshot(7, start.0, 0, 1);
+    let value = &mut snapshot.slices[4].values[11];
+    *value = f32::from_bits(value.to_bits() ^ 1);
+    CheckpointWriter::start(&other.run, snapshot).wait().unwrap();
+    start.1.publish(&other.state(7), 1).unwrap();
+    let (text, exit) = compare();
+    assert_eq!(exit, Exit::Failed);
+    assert!(text.contains("  exp_avg of h.0, first at element 11: "), "{text}");
 }
 
 #[test]
@@ -411,10 +499,10 @@ fn a_damaged_later_checkpoint_does_not_push_out_the_good_one() {
     // The next start falls back to 500 and gets to 750, then to 1000 again.
     let start = run.start();
     run.save(&start, 750, 1);
-    start.1.prune(1, 750).unwrap();
+    start.1.prune(&keep(1), 750).unwrap();
     run.assert_holds(&run.newest(), 750);
     run.save(&start, 1000, 2);
-    start.1.prune(1, 1000).unwrap();
+    start.1.prune(&keep(1), 1000).unwrap();
     run.assert_holds(&run.newest(), 1000);
     assert_eq!(run.names(), ["step-00001000"]);
 }
