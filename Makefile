@@ -2,7 +2,7 @@
 # scripts/setup, once. One build profile, release, serves all of them.
 
 .DEFAULT_GOAL := help
-.PHONY: help setup build demo test test-full lint parity bench chaos
+.PHONY: help setup build demo test test-full lint parity bench chaos dist
 export PATH := $(CURDIR)/.local/bin:$(PATH)
 
 help: # List the targets
@@ -42,3 +42,6 @@ chaos: build # Let faults happen to a run on three nodes, from PHALANX_CHAOS_SEE
 
 bench: build # Measure parts of a step beside a reference: a table, and target/bench/*.json
 	@scripts/bench
+
+dist: build # Pack what other hosts need: both binaries, libtorch, presets
+	@scripts/dist

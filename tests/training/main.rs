@@ -15,6 +15,7 @@ mod guard;
 mod left;
 mod nodes;
 mod numbers;
+mod packed;
 mod ramp;
 mod ranks;
 mod refusals;

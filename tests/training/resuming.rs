@@ -74,7 +74,7 @@ fn joined(ranges: &[Range<u64>]) -> Option<Range<u64>> {
 fn a_resume_is_proved_on_the_users_own_configuration_and_its_checkpoints_looked_at() {
     let bench = Bench::new("proof", 10);
     let phalanx = |arguments: &str| {
-        let command = Command::new(&phalanx()).args(arguments.split_whitespace());
+        let command = Command::new(phalanx()).args(arguments.split_whitespace());
         command.current_dir(bench.scratch.path()).run()
     };
     let arguments = "--steps 3 --more 60 -n 2 --then-ranks 1 --oversubscribe --set run.dir=runs/proof";

@@ -98,6 +98,23 @@ enum Bench {
         #[arg(long = "set", value_name = "KEY=VALUE")]
         sets: Vec<String>,
     },
+    /// What checkpoints of a configuration cost its steps, and their speed beside the disk's
+    Save {
+        /// The configuration
+        config: PathBuf,
+        /// Set a key over the file: section.key=value
+        #[arg(long = "set", value_name = "KEY=VALUE")]
+        sets: Vec<String>,
+        /// Steps between checkpoints
+        #[arg(long, default_value_t = 20)]
+        steps: u64,
+        /// Measured turns of each side
+        #[arg(long, default_value_t = 3)]
+        turns: usize,
+        /// Where to save: on the disk that is meant
+        #[arg(long, value_name = "DIR", default_value = "target/bench/save")]
+        folder: PathBuf,
+    },
     /// How much of the communication of a configuration's steps is hidden, and the bytes they send
     Overlap {
         /// The configuration
@@ -271,6 +288,11 @@ fn bench(what: &Bench, comm: &dyn Communicator) -> Result<Exit, TrainError> {
             ops::device::configure_process(config.parallel.threads);
             let shard = format!("{:?}", config.parallel.shard).to_lowercase();
             (format!("memory-{}-{shard}", config.run.name), trainer::bench::memory(&config, comm)?)
+        }
+        Bench::Save { config, sets, steps, turns, folder } => {
+            let config = configs::load(config, sets, &|_| Ok(257))?;
+            ops::device::configure_process(config.parallel.threads);
+            ("save".to_string(), trainer::bench::save(&config, comm, folder, *steps, *turns)?)
         }
         Bench::Overlap { config, sets, turns } => {
             // No data is read: bytes, unless the vocabulary is set.

@@ -361,7 +361,11 @@ fn check_same_run(config: &RunConfig, now: &TrainState, loaded: &Loaded) -> Resu
 
 /// Rank 0 claims the next generation, clears what earlier ones left unfinished, writes down what is
 /// run, and tells the others.
-fn claim(folder: &RunFolder, config: &RunConfig, comm: &dyn Communicator) -> Result<u64, TrainError> {
+pub(crate) fn claim(
+    folder: &RunFolder,
+    config: &RunConfig,
+    comm: &dyn Communicator,
+) -> Result<u64, TrainError> {
     let mut generation = Vec::new();
     if comm.rank() == 0 {
         let claimed = folder.claim_generation()?;
@@ -387,7 +391,7 @@ fn check_vocabulary(config: &RunConfig, samples: &Samples) -> Result<(), TrainEr
 /// Elements read at a time: a second copy of a large segment is not needed.
 const LOAD_NUMEL: usize = 1 << 22;
 
-fn load(loaded: &Loaded, learner: &Learner<'_>) -> Result<(), CheckpointError> {
+pub(crate) fn load(loaded: &Loaded, learner: &Learner<'_>) -> Result<(), CheckpointError> {
     let parameters = learner.engine.parameters();
     for (index, moments) in learner.optimizer.moments().iter().enumerate() {
         let (spec, held) = (parameters.spec(index), parameters.held(index));

@@ -5,6 +5,7 @@ mod attention;
 mod collectives;
 mod memory;
 mod overlap;
+mod save;
 mod steps;
 mod switch;
 
@@ -12,6 +13,7 @@ pub use attention::AttentionBench;
 pub use collectives::collectives;
 pub use memory::memory;
 pub use overlap::overlap;
+pub use save::save;
 
 use crate::error::TrainError;
 use ops::collectives::{CommError, Communicator};
