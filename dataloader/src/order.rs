@@ -65,7 +65,9 @@ impl Order {
             let words = self.philox.at([right as u32, round, epoch as u32, (epoch >> 32) as u32]);
             let random = u64::from(words[0]) << 32 | u64::from(words[1]);
             let digit = ((u128::from(random) * u128::from(self.base)) >> 64) as u64;
-            (left, right) = (right, (left + digit) % self.base);
+            // Both are less than the base; a division would take longer than the rest.
+            let sum = left + digit;
+            (left, right) = (right, if sum < self.base { sum } else { sum - self.base });
         }
         left * self.base + right
     }

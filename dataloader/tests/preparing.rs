@@ -248,6 +248,14 @@ fn what_curation_drops_is_in_no_data_set_and_in_the_report() {
     assert_eq!(report.examples.len(), 10);
     assert_eq!((report.examples[0].record, report.examples[0].detail.as_deref()), (1, Some("0")));
 
+    let bad = scratch.path().join("bad.jsonl");
+    fs::write(&bad, lines(3) + "no object\n").unwrap();
+    let nowhere = scratch.path().join("nowhere.jsonl");
+    let error = curate(&Inputs::new(&[bad]), &curation, &nowhere, 2).unwrap_err();
+    assert!(matches!(error, PrepareError::BadLine { line: 4, .. }), "{error}");
+    let left = |name: &str| scratch.path().join(name).exists();
+    assert!(!left("nowhere.jsonl") && !left("nowhere.jsonl.tmp") && !left("nowhere.jsonl.scratch"));
+
     let (direct, staged) = (scratch.path().join("direct"), scratch.path().join("staged"));
     prepare(&Inputs::new(&[kept]), &direct, &options(0.1)).unwrap();
     let stages = PrepareOptions { curation, max_shard_tokens: 1000, ..options(0.1) };

@@ -55,10 +55,11 @@ fn a_preparation_killed_ten_times_ends_with_the_bytes_of_an_undisturbed_one() {
         }
         killed += usize::from(child.try_wait().unwrap().is_none());
         let _ = child.kill();
-        if child.wait().unwrap().success() {
+        let done = child.wait().unwrap().success();
+        // The folder appears in one moment, after which a kill changes nothing.
+        if done || scratch.join("out").exists() {
             break;
         }
-        assert!(!scratch.join("out").exists());
     }
     assert!(killed > 0, "it was done before it could be killed");
     assert!(tree(&scratch.join("whole")) == tree(&scratch.join("out")), "after {killed} kills");

@@ -122,11 +122,26 @@ pub fn curate(
     inputs.check()?;
     let temporary = files::temporary(out);
     let scratch = temporary.with_extension("scratch");
-    let duplicates = curation.duplicates(inputs, threads, &scratch)?;
+    let report = write(inputs, curation, (out, &temporary, &scratch), threads);
+    if report.is_err() {
+        // The first error is the one to tell; what cannot be removed is overwritten next time.
+        let _ = std::fs::remove_file(&temporary);
+        let _ = std::fs::remove_dir_all(&scratch);
+    }
+    report
+}
+
+fn write(
+    inputs: &Inputs,
+    curation: &Curation,
+    (out, temporary, scratch): (&Path, &Path, &Path),
+    threads: usize,
+) -> Result<CurationReport, PrepareError> {
+    let duplicates = curation.duplicates(inputs, threads, scratch)?;
     inputs.meter.store(0, std::sync::atomic::Ordering::Relaxed);
 
     let failed = |action| crate::DataError::io(out, action);
-    let file = File::create(&temporary).map_err(crate::DataError::io(&temporary, "created"))?;
+    let file = File::create(temporary).map_err(crate::DataError::io(temporary, "created"))?;
     let mut lines = packed(out, file).map_err(failed("written"))?;
     let mut report = CurationReport::default();
     let worker = || {
