@@ -30,7 +30,8 @@ fn same_as_undisturbed(name: &str, arguments: &str, disturb: impl FnOnce(&mut Ru
 #[test]
 fn after_a_killed_rank_the_run_goes_on_by_itself_and_ends_with_the_same_bits() {
     let done = same_as_undisturbed("killed", "", |job| {
-        job.wait_for("step-00000010 is complete", 1);
+        // Late enough for a heartbeat from within a step: on a fast machine ten of them take less than half a second.
+        job.wait_for("step-00000020 is complete", 1);
         let killed = Instant::now();
         job.signal_rank(1, "KILL");
         job.wait_for("restart 1 of at most 5", 1);
