@@ -5,6 +5,7 @@
 //! nodes with two slots each are network namespaces, which need root; without it a test says so and passes.
 
 use crate::Bench;
+use crate::damage::{cut_in_half, flip_a_bit};
 use crate::left::{Left, assert_same};
 use crate::support::{Command, Nodes, Running, phalanx};
 use std::fs;
@@ -346,18 +347,6 @@ fn newest(checkpoints: &Path) -> PathBuf {
         name.starts_with("step-") && !name.ends_with(".tmp")
     };
     names.filter(complete).max().expect("there is a checkpoint")
-}
-
-fn flip_a_bit(file: &Path) {
-    let mut bytes = fs::read(file).unwrap();
-    let middle = bytes.len() / 2;
-    bytes[middle] ^= 4;
-    fs::write(file, bytes).unwrap();
-}
-
-fn cut_in_half(file: &Path) {
-    let length = fs::metadata(file).unwrap().len();
-    fs::File::options().write(true).open(file).unwrap().set_len(length / 2).unwrap();
 }
 
 fn files(folder: &Path) -> Vec<PathBuf> {

@@ -18,14 +18,16 @@ fn whole_run(name: &str) -> (Bench, Left) {
     (bench, left)
 }
 
-fn flip_a_bit(file: &Path) {
+/// Changes one bit in the middle of a file.
+pub(crate) fn flip_a_bit(file: &Path) {
     let mut bytes = fs::read(file).unwrap();
     let middle = bytes.len() / 2;
     bytes[middle] ^= 4;
     fs::write(file, bytes).unwrap();
 }
 
-fn cut_in_half(file: &Path) {
+/// Leaves the first half of a file.
+pub(crate) fn cut_in_half(file: &Path) {
     let length = fs::metadata(file).unwrap().len();
     fs::File::options().write(true).open(file).unwrap().set_len(length / 2).unwrap();
 }
