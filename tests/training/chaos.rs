@@ -31,6 +31,7 @@ const CUT: Duration = Duration::from_secs(15);
 enum Fault {
     RankKilled,
     RankStopped,
+    RankPanics,
     LauncherKilled,
     MpirunKilled,
     KilledWhileSaving,
@@ -56,6 +57,7 @@ const ON_ONE_HOST: &[Fault] = &[
 const ON_NODES: &[Fault] = &[
     Fault::RankKilled,
     Fault::RankStopped,
+    Fault::RankPanics,
     Fault::LauncherKilled,
     Fault::MpirunKilled,
     Fault::KilledWhileSaving,
@@ -125,7 +127,7 @@ struct Chaos {
 impl Chaos {
     fn start(bench: Bench, nodes: Option<Nodes>, max_steps: u64, random: Random) -> Chaos {
         let ranks = if nodes.is_some() { 4 } else { 2 };
-        let job = launch(&bench, nodes.as_ref(), ranks, max_steps);
+        let job = launch(&bench, nodes.as_ref(), ranks, max_steps, "");
         Chaos { bench, nodes, ranks, max_steps, job, random, timings: Vec::new() }
     }
 
@@ -177,7 +179,15 @@ impl Chaos {
                 self.job.signal_member("mpirun", "KILL");
                 (vec!["mpirun was ended by signal 9".into()], KILLED)
             }
-            Fault::LauncherKilled => return self.kill_launcher(),
+            Fault::RankPanics => {
+                // A panic has to be asked for at the start, so the launcher goes first.
+                let (starts, step) = self.starts_and_step();
+                self.kill_launcher(&format!("--inject panic@step={},rank={rank}", step + 2));
+                let told = [format!("failed: rank {rank} ended the job with code 1")];
+                self.named(fault, 0, &told, Instant::now(), KILLED);
+                return self.started_again(starts + 1);
+            }
+            Fault::LauncherKilled => return self.kill_launcher(""),
             Fault::KilledWhileSaving => {
                 self.wait_while_saving();
                 self.job.signal_rank(rank, "KILL");
@@ -247,9 +257,10 @@ impl Chaos {
         self.started_again(starts);
     }
 
-    fn kill_launcher(&mut self) {
+    /// Kills the launcher and gives the same command again, with `faults` ahead.
+    fn kill_launcher(&mut self, faults: &str) {
         self.job.signal("KILL");
-        let next = launch(&self.bench, self.nodes.as_ref(), self.ranks, self.max_steps);
+        let next = launch(&self.bench, self.nodes.as_ref(), self.ranks, self.max_steps, faults);
         let before = std::mem::replace(&mut self.job, next);
         self.job.wait_for("going on from", 1);
         assert!(before.alone(), "a killed launcher's processes were left");
@@ -318,8 +329,9 @@ impl Chaos {
 }
 
 /// `phalanx train`, on the first node if there are nodes.
-fn launch(bench: &Bench, nodes: Option<&Nodes>, ranks: usize, max_steps: u64) -> Running {
-    let arguments = format!("{OFTEN} {SLOWLY} --set schedule.max_steps={max_steps} --max-restarts 20");
+fn launch(bench: &Bench, nodes: Option<&Nodes>, ranks: usize, max_steps: u64, faults: &str) -> Running {
+    let arguments =
+        format!("{OFTEN} {SLOWLY} {faults} --set schedule.max_steps={max_steps} --max-restarts 20");
     let command = match nodes {
         None => bench.train_on("disturbed", ranks, &arguments),
         Some(nodes) => nodes
