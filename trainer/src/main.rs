@@ -8,6 +8,7 @@ use ops::collectives::{Communicator, DeviceSums, abort_on_panic, serve};
 use std::io::Write;
 use std::path::PathBuf;
 use std::time::Duration;
+use tch::Kind;
 use trainer::bench::AttentionBench;
 use trainer::checkpoint::commands;
 use trainer::{Faults, Log, Part, Process, Pulse, StopFlag, TrainError, heartbeat};
@@ -90,6 +91,13 @@ enum Bench {
         #[arg(long, default_value_t = 5)]
         turns: usize,
     },
+    /// What a banded layer takes of memory, in bytes: `attention` asks it in a process of its own
+    #[command(hide = true)]
+    BandMemory {
+        #[arg(value_enum)]
+        dtype: BenchDtype,
+        seq_len: i64,
+    },
     /// Memory of parameters, gradients and optimizer state, against the formula
     Memory {
         /// The run's configuration; its data need not exist if it has a vocabulary
@@ -126,6 +134,12 @@ enum Bench {
         #[arg(long, default_value_t = 5)]
         turns: usize,
     },
+}
+
+#[derive(Clone, Copy, ValueEnum)]
+enum BenchDtype {
+    Fp32,
+    Bf16,
 }
 
 #[derive(Args)]
@@ -281,7 +295,15 @@ fn bench(what: &Bench, comm: &dyn Communicator) -> Result<Exit, TrainError> {
         }
         Bench::Attention { threads, turns } => {
             let bench = AttentionBench { threads: *threads, turns: *turns, ..AttentionBench::default() };
-            ("attention".to_string(), bench.run())
+            ("attention".to_string(), bench.run()?)
+        }
+        Bench::BandMemory { dtype, seq_len } => {
+            let kind = match dtype {
+                BenchDtype::Fp32 => Kind::Float,
+                BenchDtype::Bf16 => Kind::BFloat16,
+            };
+            let _ = writeln!(std::io::stdout(), "{}", trainer::bench::band_memory(kind, *seq_len));
+            return Ok(Exit::Done);
         }
         Bench::Memory { config, sets } => {
             let config: RunConfig = configs::load(config, sets, &dataloader::vocab_size)?;

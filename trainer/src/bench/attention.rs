@@ -2,9 +2,13 @@
 //! same length; and how time and memory grow with the length.
 //! Knows no kernel: it calls what a layer calls.
 
-use super::memory::{Watch, pss_bytes};
+use super::memory::{most_resident_bytes, resident_bytes};
 use super::{Case, median};
+use crate::error::TrainError;
 use configs::Pattern;
+use std::io;
+use std::path::PathBuf;
+use std::process::Command;
 use std::time::Instant;
 use tch::{Device, Kind, Tensor};
 
@@ -32,44 +36,41 @@ pub struct AttentionBench {
     pub kinds: Vec<Kind>,
     /// The shorter length; the other is twice that.
     pub seq_len: i64,
+    /// What the band takes of memory at a length, in bytes, as [`band_memory`] says.
+    pub memory: fn(Kind, i64) -> Result<u64, TrainError>,
 }
 
 impl Default for AttentionBench {
     fn default() -> AttentionBench {
-        AttentionBench { threads: 2, turns: 5, kinds: vec![Kind::BFloat16, Kind::Float], seq_len: T }
+        AttentionBench {
+            threads: 2,
+            turns: 5,
+            kinds: vec![Kind::BFloat16, Kind::Float],
+            seq_len: T,
+            memory: band_memory_elsewhere,
+        }
     }
 }
 
 impl AttentionBench {
     /// Measures every case, on the CPU.
-    pub fn run(&self) -> Vec<Case> {
+    ///
+    /// # Errors
+    /// Memory that cannot be measured.
+    pub fn run(&self) -> Result<Vec<Case>, TrainError> {
         ops::device::configure_process(self.threads);
-        let bytes = self.memory();
-        let cases = self.kinds.iter().zip(bytes).map(|(&kind, bytes)| self.of_kind(kind, bytes));
-        cases.collect::<Vec<_>>().concat()
-    }
-
-    /// What the band takes of memory at both lengths, in each precision: the inputs, the results and all
-    /// between. Shorter first, and before anything else: what is freed is kept, and would hide it.
-    fn memory(&self) -> Vec<[f64; 2]> {
+        let mut cases = Vec::new();
         for &kind in &self.kinds {
-            Inputs::new(256, kind).pass(banded);
+            let short = (self.memory)(kind, self.seq_len)?;
+            let long = (self.memory)(kind, 2 * self.seq_len)?;
+            cases.extend(self.of_kind(kind, long as f64 / short as f64));
         }
-        let before = pss_bytes();
-        let mut bytes = vec![[0.0; 2]; self.kinds.len()];
-        for (length, t) in [self.seq_len, 2 * self.seq_len].into_iter().enumerate() {
-            for (kind, bytes) in self.kinds.iter().zip(&mut bytes) {
-                let watch = Watch::start();
-                Inputs::new(t, *kind).pass(banded);
-                bytes[length] = watch.end().saturating_sub(before) as f64;
-            }
-        }
-        bytes
+        Ok(cases)
     }
 
-    fn of_kind(&self, kind: Kind, bytes: [f64; 2]) -> Vec<Case> {
+    fn of_kind(&self, kind: Kind, memory_growth: f64) -> Vec<Case> {
         let sparse = [BAND, Pattern::Strided(128), Pattern::Fixed(128, 16)];
-        let dtype = if kind == Kind::Float { "fp32" } else { "bf16" };
+        let dtype = dtype(kind);
         let (short, mut cases) = self.of_length(self.seq_len, kind, &sparse);
         let (long, rest) = self.of_length(2 * self.seq_len, kind, &sparse[..1]);
         cases.extend(rest);
@@ -78,7 +79,7 @@ impl AttentionBench {
             Case::less_is_better(case, "x", value, 2.0)
         };
         cases.push(growth("time", long / short));
-        cases.push(growth("memory", bytes[1] / bytes[0]));
+        cases.push(growth("memory", memory_growth));
         cases
     }
 
@@ -100,12 +101,40 @@ impl AttentionBench {
         }
         let dense = median(dense);
         let medians: Vec<f64> = taken.into_iter().map(median).collect();
-        let dtype = if kind == Kind::Float { "fp32" } else { "bf16" };
+        let dtype = dtype(kind);
         let case = |(pattern, &ms): (&Pattern, &f64)| {
             Case::less_is_better(format!("{pattern} T={t} {dtype}"), "ms", ms, dense)
         };
         (medians[0], patterns.iter().zip(&medians).map(case).collect())
     }
+}
+
+fn dtype(kind: Kind) -> &'static str {
+    if kind == Kind::Float { "fp32" } else { "bf16" }
+}
+
+/// What the band takes of memory at a length, in bytes: the inputs, the results and all between, of a forward
+/// and a backward. To be asked once in a process: what it frees is kept, and would hide what comes after.
+pub fn band_memory(kind: Kind, seq_len: i64) -> u64 {
+    Inputs::new(256, kind).pass(banded); // libraries load and allocate what they need
+    let before = resident_bytes();
+    Inputs::new(seq_len, kind).pass(banded);
+    most_resident_bytes().saturating_sub(before)
+}
+
+/// [`band_memory`] in a process of its own.
+fn band_memory_elsewhere(kind: Kind, seq_len: i64) -> Result<u64, TrainError> {
+    let program = PathBuf::from("/proc/self/exe");
+    let output = Command::new(&program)
+        .args(["bench", "band-memory", dtype(kind), &seq_len.to_string()])
+        .output()
+        .map_err(TrainError::io(&program))?;
+    let text = String::from_utf8_lossy(&output.stdout);
+    text.trim().parse().map_err(|_| {
+        let said = String::from_utf8_lossy(&output.stderr);
+        let what = format!("measuring memory ended with {}: {said}", output.status);
+        TrainError::io(&program)(io::Error::other(what))
+    })
 }
 
 fn banded(q: &Tensor, k: &Tensor, v: &Tensor) -> Tensor {
@@ -143,8 +172,9 @@ mod tests {
 
     #[test]
     fn every_pattern_is_measured_at_its_length_and_the_band_at_twice_that() {
-        let bench = AttentionBench { turns: 1, kinds: vec![Kind::Float], seq_len: 512, threads: 1 };
-        let cases = bench.run();
+        let memory = |kind, seq_len| Ok(band_memory(kind, seq_len));
+        let bench = AttentionBench { turns: 1, kinds: vec![Kind::Float], seq_len: 512, threads: 1, memory };
+        let cases = bench.run().unwrap();
         let names: Vec<&str> = cases.iter().map(|case| case.case.as_str()).collect();
         assert_eq!(
             names,

@@ -9,7 +9,7 @@ mod save;
 mod steps;
 mod switch;
 
-pub use attention::AttentionBench;
+pub use attention::{AttentionBench, band_memory};
 pub use collectives::collectives;
 pub use memory::memory;
 pub use overlap::overlap;
