@@ -75,7 +75,7 @@ pub struct Memory {
     /// What comes and goes with the segments, at the fullest moment: gathered weights, gradients on their
     /// way, and the buffer in which autograd adds up bf16.
     pub passing: u64,
-    /// Host memory while a checkpoint is written: fp32 copies of what the rank owns.
+    /// Host memory for checkpoints, from the first on: fp32 copies of what the rank owns.
     pub snapshot: u64,
     /// An estimate of what a pass keeps for backward; libtorch's kernels decide.
     pub activations: u64,

@@ -20,6 +20,7 @@ mod weights;
 
 mod alike;
 pub mod checkpoint;
+mod resume;
 mod run;
 pub mod run_folder;
 mod saving;

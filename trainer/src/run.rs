@@ -1,10 +1,8 @@
 //! A run's parts, opened in order and closed in order: data, folder, checkpoints, reports.
-//! The loop in `train` uses them; nothing here computes a gradient.
+//! The loop in `train` uses them; nothing here computes a gradient, or knows what a checkpoint looks like.
 
 use crate::alike;
-use crate::checkpoint::{
-    CheckpointError, Checkpoints, Loaded, Publisher, Skip, StateKind, TrainState, step_folder,
-};
+use crate::checkpoint::{Loaded, Publisher, Skip, TrainState, step_folder};
 use crate::engine::Engine;
 use crate::error::TrainError;
 use crate::evaluation::Validation;
@@ -16,16 +14,16 @@ use crate::noise_scale::NoiseScale;
 use crate::pulse::Pulse;
 use crate::replicas;
 use crate::report::Reporter;
+use crate::resume::{check_same_run, load, newest_good};
 use crate::run_folder::RunFolder;
 use crate::saving::{Progress, Saver};
 use crate::train::{Learner, Process};
-use crate::weights::narrow;
 use configs::{BatchPlan, Exit, RunConfig, Shard};
 use dataloader::{DataError, Samples, Tokenizer};
 use ops::collectives::Communicator;
 use std::ops::Range;
-use tch::{Device, Kind, Tensor};
-use tracing::{debug, info, warn};
+use tch::{Device, Kind};
+use tracing::{debug, info};
 
 /// What a run writes of its own at the end.
 const SAMPLE: Sampling = Sampling { temperature: 0.7, top_k: 50, n_tokens: 400, seed: 1 };
@@ -320,45 +318,6 @@ impl<'a> Run<'a> {
     }
 }
 
-/// The checkpoint to go on from. Rank 0 proves every byte of it and tells the others which one it is.
-fn newest_good(folder: &RunFolder, comm: &dyn Communicator) -> Result<Option<Loaded>, TrainError> {
-    let checkpoints = Checkpoints::open(folder.dir());
-    let mut step = Vec::new();
-    if comm.rank() == 0
-        && let Some(loaded) = checkpoints.newest_good()?
-    {
-        for damaged in loaded.skipped() {
-            warn!("{damaged}; using an earlier one");
-        }
-        step = loaded.state().step.to_le_bytes().to_vec();
-    }
-    comm.broadcast_bytes(&mut step, 0)?;
-    let step = step.try_into().ok().map(u64::from_le_bytes);
-    Ok(step.map(|step| checkpoints.read(step)).transpose()?)
-}
-
-/// Refuses to go on with something else than what the checkpoint was made with.
-fn check_same_run(config: &RunConfig, now: &TrainState, loaded: &Loaded) -> Result<(), TrainError> {
-    let then = loaded.state();
-    let mut differences = match configs::parse(&then.config) {
-        Ok(earlier) => config.fixed_differences(&earlier),
-        Err(why) => vec![format!("its configuration cannot be read here: {why}")],
-    };
-    let mut compare = |key: &str, now: &str, then: &str| {
-        if now != then {
-            differences.push(format!("{key} has the digest {now}, the checkpoint was made with {then}"));
-        }
-    };
-    compare(config.data.train_key(), &now.train_digest, &then.train_digest);
-    if let (Some(now), Some(then)) = (&now.val_digest, &then.val_digest) {
-        compare("data.val", now, then);
-    }
-    if !differences.is_empty() {
-        return Err(TrainError::Fixed { checkpoint: loaded.folder().to_path_buf(), differences });
-    }
-    Ok(loaded.check_layout(&now.segments)?)
-}
-
 /// Rank 0 claims the next generation, clears what earlier ones left unfinished, writes down what is
 /// run, and tells the others.
 pub(crate) fn claim(
@@ -386,30 +345,6 @@ fn check_vocabulary(config: &RunConfig, samples: &Samples) -> Result<(), TrainEr
         }
         _ => Ok(()),
     }
-}
-
-/// Elements read at a time: a second copy of a large segment is not needed.
-const LOAD_NUMEL: usize = 1 << 22;
-
-pub(crate) fn load(loaded: &Loaded, learner: &Learner<'_>) -> Result<(), CheckpointError> {
-    let parameters = learner.engine.parameters();
-    for (index, moments) in learner.optimizer.moments().iter().enumerate() {
-        let (spec, held) = (parameters.spec(index), parameters.held(index));
-        let flats = [
-            (StateKind::Param, parameters.master(index)),
-            (StateKind::ExpAvg, &moments.exp_avg),
-            (StateKind::ExpAvgSq, &moments.exp_avg_sq),
-        ];
-        for (kind, flat) in flats {
-            for start in held.clone().step_by(LOAD_NUMEL) {
-                let mut values = vec![0f32; LOAD_NUMEL.min(held.end - start)];
-                loaded.fill_from(&spec.name, kind, start, &mut values)?;
-                let within = start - held.start..start - held.start + values.len();
-                narrow(flat, &within).copy_(&Tensor::from_slice(&values));
-            }
-        }
-    }
-    Ok(())
 }
 
 fn hex(bytes: &[u8]) -> String {

@@ -16,6 +16,7 @@ use crate::weights::narrow;
 use configs::{BatchPlan, CheckpointConfig, owned_range};
 use ops::ExactSum;
 use ops::collectives::Communicator;
+use std::sync::Arc;
 use std::time::Instant;
 use tch::Tensor;
 use tracing::warn;
@@ -84,6 +85,8 @@ pub(crate) struct Saver<'a> {
     keep: CheckpointConfig,
     template: TrainState,
     in_flight: Option<InFlight>,
+    /// The last snapshot, kept for its memory.
+    last: Option<Arc<Snapshot>>,
     /// The newest step that is complete on disk, as rank 0 knows it.
     published: Option<u64>,
 }
@@ -107,7 +110,17 @@ impl<'a> Saver<'a> {
         let publisher = Publisher::new(folder, generation);
         let folder = folder.clone();
         let keep = keep.clone();
-        Saver { comm, folder, publisher, generation, keep, template, in_flight: None, published: None }
+        Saver {
+            comm,
+            folder,
+            publisher,
+            generation,
+            keep,
+            template,
+            in_flight: None,
+            last: None,
+            published: None,
+        }
     }
 
     /// The step's small reduction: the sums of what the ranks have of a step, and what they agree on.
@@ -209,7 +222,9 @@ impl<'a> Saver<'a> {
         if refused == [0.0] {
             let started = Instant::now();
             learner.engine.parameters_mut().settle()?;
-            let writer = CheckpointWriter::start(&self.folder, self.snapshot(progress, learner));
+            let snapshot = Arc::new(self.snapshot(progress, learner));
+            self.last = Some(Arc::clone(&snapshot));
+            let writer = CheckpointWriter::start(&self.folder, snapshot);
             self.in_flight = Some(InFlight { writer, progress: progress.clone(), started });
         }
         Ok(())
@@ -255,8 +270,11 @@ impl<'a> Saver<'a> {
         self.settle(agreed, reporter)
     }
 
-    /// A copy of what this rank owns.
-    fn snapshot(&self, progress: &Progress, learner: &Learner<'_>) -> Snapshot {
+    /// A copy of what this rank owns, in the memory of the last one, which nobody reads any more: to touch
+    /// memory for the first time costs many times the copy.
+    fn snapshot(&mut self, progress: &Progress, learner: &Learner<'_>) -> Snapshot {
+        let last = self.last.take().and_then(Arc::into_inner).map_or_else(Vec::new, |last| last.slices);
+        let mut memory = last.into_iter().map(|slice| slice.values);
         let (rank, world_size) = (self.comm.rank(), self.comm.world_size());
         let (parameters, mut slices) = (learner.engine.parameters(), Vec::new());
         for (index, moments) in learner.optimizer.moments().iter().enumerate() {
@@ -272,7 +290,7 @@ impl<'a> Saver<'a> {
                 (StateKind::ExpAvgSq, &moments.exp_avg_sq),
             ];
             for (kind, flat) in flats {
-                let values = copy_out(&narrow(flat, &within));
+                let values = copy_out(&narrow(flat, &within), memory.next());
                 slices.push(Slice { segment: spec.name.clone(), kind, start: owned.start, values });
             }
         }
@@ -284,8 +302,10 @@ fn flag(up: bool) -> f64 {
     f64::from(u8::from(up))
 }
 
-fn copy_out(flat: &Tensor) -> Vec<f32> {
-    let mut values = vec![0f32; flat.numel()];
+/// A flat buffer's values, in `memory` if that is given.
+fn copy_out(flat: &Tensor, memory: Option<Vec<f32>>) -> Vec<f32> {
+    let mut values = memory.unwrap_or_default();
+    values.resize(flat.numel(), 0.0);
     flat.copy_data(&mut values, flat.numel());
     values
 }

@@ -8,7 +8,8 @@ use crate::checkpoint::{Checkpoints, TrainState};
 use crate::engine::Gradient;
 use crate::error::TrainError;
 use crate::report::Reporter;
-use crate::run::{claim, load};
+use crate::resume::{load, newest_good};
+use crate::run::claim;
 use crate::run_folder::{RunFolder, folder_names};
 use crate::saving::{Progress, Saver};
 use crate::stop::StopFlag;
@@ -71,7 +72,7 @@ struct Bench<'a> {
 
 impl Bench<'_> {
     fn measure(&mut self, steps: u64, turns: usize) -> Result<Vec<Case>, TrainError> {
-        self.train(1, false)?; // touches memory for the first time
+        self.train(1, true)?; // touches memory for the first time
         let (mut still, mut copying) = (vec![], vec![]);
         let (mut writing, mut plain_writing, mut loading, mut plain_reading) =
             (vec![], vec![], vec![], vec![]);
@@ -189,13 +190,8 @@ impl Bench<'_> {
 
     /// All that a start does to go on: the newest checkpoint proved and read.
     fn load(&mut self) -> Result<(), TrainError> {
-        let checkpoints = Checkpoints::open(self.run.dir());
-        if self.comm.rank() == 0 {
-            checkpoints.newest_good()?;
-        }
-        self.comm.barrier()?;
-        let newest = checkpoints.steps()?.pop();
-        newest.map_or(Ok(()), |step| Ok(load(&checkpoints.read(step)?, &self.steps.learner)?))
+        let newest = newest_good(&self.run, self.comm)?;
+        newest.map_or(Ok(()), |newest| Ok(load(&newest, &self.steps.learner)?))
     }
 
     /// The files of the newest checkpoint.

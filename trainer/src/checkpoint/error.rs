@@ -169,8 +169,12 @@ pub enum CheckpointError {
     #[error("{0}")]
     Damaged(Damaged),
     /// Checkpoints, but not one that can be used. Starting from nothing would hide the loss.
-    #[error("{}", all_damaged(.0))]
-    NoneGood(Vec<Damaged>),
+    #[error(
+        "no checkpoint of the run can be used:\n  {}\n\
+         hint: restore one from a copy, or train from the beginning with --fresh",
+        .0.join("\n  ")
+    )]
+    NoneGood(Vec<String>),
     /// A checkpoint of another model.
     #[error(
         "checkpoint {} holds another model than the configuration: {what}\n\
@@ -197,12 +201,4 @@ impl CheckpointError {
             _ => CheckpointError::File(error),
         }
     }
-}
-
-fn all_damaged(damaged: &[Damaged]) -> String {
-    let mut text = String::from("no checkpoint of the run can be used:");
-    for one in damaged {
-        text.push_str(&format!("\n  {one}"));
-    }
-    text + "\nhint: restore one from a copy, or train from the beginning with --fresh"
 }

@@ -44,8 +44,7 @@ impl Checkpoints {
     }
 
     /// The newest checkpoint all of whose bytes are what was written, or nothing when the run has
-    /// none. Newer ones that are damaged are in [`Loaded::skipped`]. Reads every byte: one rank
-    /// does it and tells the others the step, which they [`read`](Checkpoints::read).
+    /// none. Newer ones that are damaged are in [`Loaded::skipped`]. Reads every byte.
     ///
     /// # Errors
     /// `NoneGood` when there are checkpoints and all are damaged; a folder that cannot be listed.
@@ -57,7 +56,7 @@ impl Checkpoints {
                 Err(damaged) => skipped.push(damaged),
             }
         }
-        if skipped.is_empty() { Ok(None) } else { Err(CheckpointError::NoneGood(skipped)) }
+        if skipped.is_empty() { Ok(None) } else { Err(none_good(&skipped)) }
     }
 
     /// Opens a step's checkpoint and proves every byte of it.
@@ -65,8 +64,17 @@ impl Checkpoints {
     /// # Errors
     /// The first damage found.
     pub fn verify(&self, step: u64) -> Result<Loaded, Damaged> {
+        self.verify_share(step, 0, 1)
+    }
+
+    /// As `verify`, but proves only every `of`-th state file, beginning with number `share`: ranks divide
+    /// the files among them.
+    ///
+    /// # Errors
+    /// The first damage found.
+    pub fn verify_share(&self, step: u64, share: usize, of: usize) -> Result<Loaded, Damaged> {
         let folder = self.folder(step);
-        open(&folder, step, true).map_err(|damage| Damaged { folder, damage })
+        open(&folder, step, |file| file % of == share).map_err(|damage| Damaged { folder, damage })
     }
 
     /// Opens a step's checkpoint without reading its values: all that `verify` does but the hashes of
@@ -76,7 +84,7 @@ impl Checkpoints {
     /// `Damaged`.
     pub fn read(&self, step: u64) -> Result<Loaded, CheckpointError> {
         let folder = self.folder(step);
-        open(&folder, step, false).map_err(|damage| CheckpointError::Damaged(Damaged { folder, damage }))
+        open(&folder, step, |_| false).map_err(|damage| CheckpointError::Damaged(Damaged { folder, damage }))
     }
 }
 
@@ -186,7 +194,8 @@ impl Loaded {
     }
 }
 
-fn open(folder: &Path, step: u64, hashes: bool) -> Result<Loaded, Damage> {
+/// Opens a checkpoint, with the hashes of those state files that `proves` takes.
+fn open(folder: &Path, step: u64, proves: impl Fn(usize) -> bool) -> Result<Loaded, Damage> {
     let (file, length) = open_file(folder, MANIFEST)?;
     if length > MAX_MANIFEST_BYTES {
         return Err(Damage::ManifestUnparsable { what: format!("it has {length} bytes") });
@@ -201,7 +210,7 @@ fn open(folder: &Path, step: u64, hashes: bool) -> Result<Loaded, Damage> {
 
     let mut pieces: HashMap<(String, StateKind), Vec<Piece>> = HashMap::new();
     for (index, entry) in manifest.files.iter().enumerate() {
-        let places = open_entry(folder, entry, hashes)?;
+        let places = open_entry(folder, entry, proves(index))?;
         for (slice, at_byte) in entry.slices.iter().zip(places) {
             let piece = Piece { start: slice.start, len: slice.len, file: index, at_byte };
             pieces.entry((slice.segment.clone(), slice.kind)).or_default().push(piece);
@@ -211,14 +220,14 @@ fn open(folder: &Path, step: u64, hashes: bool) -> Result<Loaded, Damage> {
     Ok(Loaded { folder: folder.to_path_buf(), manifest, skipped: Vec::new(), pieces })
 }
 
-/// Checks a state file against its entry and returns where each of its slices starts.
-fn open_entry(folder: &Path, entry: &FileEntry, hashes: bool) -> Result<Vec<u64>, Damage> {
+/// Checks a state file against its entry, its hash if `proves`, and returns where each of its slices starts.
+fn open_entry(folder: &Path, entry: &FileEntry, proves: bool) -> Result<Vec<u64>, Damage> {
     let name = &entry.name;
     let (mut file, got_bytes) = open_file(folder, name)?;
     if got_bytes != entry.size_bytes {
         return Err(Damage::WrongLength { file: name.clone(), expected_bytes: entry.size_bytes, got_bytes });
     }
-    if hashes {
+    if proves {
         let got = state_file::hash(&mut file).map_err(unreadable(name))?;
         if got != entry.blake3 {
             return Err(Damage::WrongHash { file: name.clone(), expected: entry.blake3.clone(), got });
@@ -243,6 +252,10 @@ fn open_file(folder: &Path, name: &str) -> Result<(File, u64), Damage> {
     }
     let file = File::open(&path).map_err(unreadable(name))?;
     Ok((file, length.len()))
+}
+
+fn none_good(damaged: &[Damaged]) -> CheckpointError {
+    CheckpointError::NoneGood(damaged.iter().map(ToString::to_string).collect())
 }
 
 fn unreadable(file: &str) -> impl FnOnce(io::Error) -> Damage {

@@ -8,6 +8,7 @@ use super::{require_newest, state_file, unfinished_folder};
 use crate::run_folder::{FileError, RunFolder, write_atomically, write_atomically_with};
 use serde::{Deserialize, Serialize};
 use std::path::Path;
+use std::sync::Arc;
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
@@ -68,7 +69,8 @@ pub struct CheckpointWriter {
 impl CheckpointWriter {
     /// Starts writing a snapshot into the folder that rank 0 has prepared for its step. What goes
     /// wrong, starting the thread included, is told by `finished` and `wait`.
-    pub fn start(run: &RunFolder, snapshot: Snapshot) -> CheckpointWriter {
+    pub fn start(run: &RunFolder, snapshot: impl Into<Arc<Snapshot>>) -> CheckpointWriter {
+        let snapshot = snapshot.into();
         let (run, step) = (run.clone(), snapshot.step);
         let named = std::thread::Builder::new().name("checkpoint".into());
         let folder = run.checkpoints_dir();
