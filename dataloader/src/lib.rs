@@ -42,7 +42,7 @@ mod overlap;
 pub use convert::{Converted, convert_to, convert_to_ours};
 pub use curate::{
     Classifier, ClassifierReport, Contamination, Curation, CurationReport, DedupOptions, Dropped, Example,
-    Filter, Gate, MINHASHES, curate, train_classifier,
+    Filter, Gate, curate, train_classifier,
 };
 pub use data_set::{DataSet, DocumentInfo, Verified, vocab_size};
 pub use data_set_writer::DataSetWriter;

@@ -1,6 +1,7 @@
 //! Duplicates of earlier documents: by a key such as the URL, of the same text, or of nearly the same text,
-//! found by MinHash and locality-sensitive hashing (Broder 1997; Leskovec, Rajaraman, Ullman, ch. 3). Owns
-//! the search, on disk but for one byte a document; refuses to know what else is wrong with a document.
+//! found by MinHash and locality-sensitive hashing (Broder 1997; Leskovec, Rajaraman, Ullman, ch. 3) and then
+//! measured. Owns the search, on disk but for one byte a document; refuses to know what else is wrong with a
+//! document.
 
 use super::contamination::words;
 use super::{Curation, Document, Dropped};
@@ -14,16 +15,16 @@ use std::path::{Path, PathBuf};
 
 /// Hashes of a signature: 25 bands of 5. Documents whose sets of three words in a row overlap by 0.8
 /// (Jaccard) share a band all but once in twenty thousand times.
-pub const MINHASHES: usize = BANDS * ROWS;
+const MINHASHES: usize = BANDS * ROWS;
 const BANDS: usize = 25;
 const ROWS: usize = 5;
 
 /// Words in a row that a document is a set of.
 const SHINGLE: usize = 3;
 
-/// A signature's share of equal hashes is off by 0.036 where documents overlap by 0.8: twice that is let
-/// pass below the threshold, so that what reaches it is found.
-const MARGIN: f64 = 0.07;
+/// Word triples that are kept of a document to measure an overlap by: those with the smallest hashes, all of
+/// them for most documents. Of longer ones the overlap is an estimate, off by 0.0125 at 0.8.
+const SKETCH: usize = 1024;
 
 /// Files that candidates are spread over, so that each fits memory.
 const BUCKETS: usize = 256;
@@ -72,7 +73,14 @@ impl Duplicates {
 struct Traces {
     key: Option<u64>,
     exact: Option<u64>,
-    signature: Option<Box<[u32; MINHASHES]>>,
+    near: Option<Near>,
+}
+
+/// What near duplicates are found and measured by.
+struct Near {
+    /// A hash of each band of the signature.
+    bands: [u64; BANDS],
+    sketch: Vec<u32>,
 }
 
 /// Finds the duplicates among the documents that the other stages keep.
@@ -124,7 +132,7 @@ impl Traces {
         Traces {
             key: value.map(|value| hash(value.to_string().as_bytes())),
             exact: (options.exact && !text.is_empty()).then(of_text),
-            signature: options.near.and_then(|_| hashes.signature(text)),
+            near: options.near.and_then(|_| hashes.near(text)),
         }
     }
 }
@@ -143,35 +151,65 @@ impl Hashes {
         Hashes { keys: std::array::from_fn(key) }
     }
 
-    /// The smallest value of each hash function over the word triples of a text; none without words.
-    pub(super) fn signature(&self, text: &str) -> Option<Box<[u32; MINHASHES]>> {
+    /// The bands of a text's signature and the sketch of its word triples; none without words.
+    fn near(&self, text: &str) -> Option<Near> {
         let words: Vec<u64> = words(text).iter().map(|word| hash(word.as_bytes())).collect();
         if words.is_empty() {
             return None;
         }
-        let mut signature = Box::new([u32::MAX; MINHASHES]);
-        for shingle in words.windows(SHINGLE.min(words.len())) {
-            let shingle = shingle.iter().fold(0u64, |sum, word| mix(sum.rotate_left(5) ^ word));
-            let shingle = (shingle ^ shingle >> 32) as u32;
+        let shingle = |words: &[u64]| {
+            let shingle = words.iter().fold(0u64, |sum, word| mix(sum.rotate_left(5) ^ word));
+            (shingle ^ shingle >> 32) as u32
+        };
+        let mut sketch: Vec<u32> = words.windows(SHINGLE.min(words.len())).map(shingle).collect();
+        sketch.sort_unstable();
+        sketch.dedup();
+        // The smallest value of each hash function over all of them.
+        let mut signature = [u32::MAX; MINHASHES];
+        for shingle in &sketch {
             for (least, (xor, factor)) in signature.iter_mut().zip(&self.keys) {
                 let hash = (shingle ^ xor).wrapping_mul(*factor);
                 *least = (*least).min(hash ^ hash >> 15);
             }
         }
-        Some(signature)
+        let band = |band: usize| {
+            let rows = &signature[band * ROWS..][..ROWS];
+            rows.iter().fold(mix(band as u64), |sum, row| mix(sum ^ u64::from(*row)))
+        };
+        sketch.truncate(SKETCH);
+        Some(Near { bands: std::array::from_fn(band), sketch })
     }
 }
 
-/// The share of equal hashes: how much two documents overlap, estimated.
-fn overlap(a: &[u8], b: &[u8]) -> f64 {
-    let equal = a.as_chunks::<4>().0.iter().zip(b.as_chunks::<4>().0).filter(|(a, b)| a == b).count();
-    equal as f64 / MINHASHES as f64
+/// How much two sets overlap (Jaccard), by sketches of them: the share of the smallest hashes of both together
+/// that are in both (Broder 1997). With all hashes of both that is the overlap itself.
+fn overlap(a: &[[u8; 4]], b: &[[u8; 4]]) -> f64 {
+    let (mut a, mut b) = (a.iter().peekable(), b.iter().peekable());
+    let (mut either, mut both) = (0, 0);
+    while either < SKETCH {
+        let value = |hash: &&[u8; 4]| u32::from_le_bytes(**hash);
+        match (a.peek().map(value), b.peek().map(value)) {
+            (None, None) => break,
+            (Some(x), Some(y)) if x == y => {
+                both += 1;
+                a.next();
+                b.next();
+            }
+            (Some(x), y) if y.is_none_or(|y| x < y) => drop(a.next()),
+            _ => drop(b.next()),
+        }
+        either += 1;
+    }
+    f64::from(both) / either.max(1) as f64
 }
 
-/// A folder with the signatures of all documents, and what they are grouped by.
+/// A folder with the sketches of all documents, and what they are grouped by.
 struct Scratch {
     folder: PathBuf,
-    signatures: BufWriter<File>,
+    sketches: BufWriter<File>,
+    /// Where each document's sketch ends in `sketches`, in bytes, u64.
+    ends: BufWriter<File>,
+    end: u64,
     buckets: Vec<BufWriter<File>>,
 }
 
@@ -181,8 +219,6 @@ struct Member {
     hash: u64,
     kind_and_number: u64,
 }
-
-const SIGNATURE_BYTES: usize = 4 * MINHASHES;
 
 impl Scratch {
     fn create(folder: &Path) -> Result<Scratch, DataError> {
@@ -197,21 +233,20 @@ impl Scratch {
         };
         let buckets = (0..BUCKETS).map(|bucket| create(format!("bucket-{bucket:03}"), 1 << 14));
         let buckets = buckets.collect::<Result<_, _>>()?;
-        Ok(Scratch { folder: folder.into(), signatures: create("signatures".into(), 1 << 20)?, buckets })
+        let (sketches, ends) = (create("sketches".into(), 1 << 20)?, create("ends".into(), 1 << 16)?);
+        Ok(Scratch { folder: folder.into(), sketches, ends, end: 0, buckets })
     }
 
     fn push(&mut self, n: u64, traces: Option<Traces>) -> Result<(), DataError> {
-        let Traces { key, exact, signature } =
-            traces.unwrap_or(Traces { key: None, exact: None, signature: None });
-        let mut bytes = [0; SIGNATURE_BYTES];
-        if let Some(signature) = &signature {
-            bytes.copy_from_slice(signature.map(u32::to_le_bytes).as_flattened());
-        }
+        let Traces { key, exact, near } = traces.unwrap_or(Traces { key: None, exact: None, near: None });
         let failed = DataError::io(&self.folder, "written");
         let mut write = || -> std::io::Result<()> {
-            self.signatures.write_all(&bytes)?;
-            let bands = signature.iter().flat_map(|_| bytes.chunks(4 * ROWS).enumerate());
-            let bands = bands.map(|(band, rows)| (NEAR, hash(rows) ^ mix(band as u64)));
+            for hash in near.iter().flat_map(|near| &near.sketch) {
+                self.sketches.write_all(&hash.to_le_bytes())?;
+                self.end += size_of::<u32>() as u64;
+            }
+            self.ends.write_all(&self.end.to_le_bytes())?;
+            let bands = near.iter().flat_map(|near| near.bands).map(|band| (NEAR, band));
             let keys = key.map(|key| (BY_KEY, key)).into_iter().chain(exact.map(|exact| (EXACT, exact)));
             for (kind, hash) in keys.chain(bands) {
                 let hash = mix(hash ^ u64::from(kind) << 56);
@@ -228,7 +263,8 @@ impl Scratch {
     fn compare(mut self, near: f64, duplicates: &mut Duplicates) -> Result<(), DataError> {
         let written = DataError::io(&self.folder, "written");
         let flush = |file: &mut BufWriter<File>| file.flush();
-        flush(&mut self.signatures)
+        flush(&mut self.sketches)
+            .and_then(|()| flush(&mut self.ends))
             .and_then(|()| self.buckets.iter_mut().try_for_each(flush))
             .map_err(written)?;
         let read = |name: String| {
@@ -236,8 +272,13 @@ impl Scratch {
             let map = File::open(&file).and_then(|open| Map::of(&open));
             map.map_err(DataError::io(&file, "read"))
         };
-        let signatures = read("signatures".into())?;
-        let signature = |n: u64| &signatures.bytes()[n as usize * SIGNATURE_BYTES..][..SIGNATURE_BYTES];
+        let (sketches, ends) = (read("sketches".into())?, read("ends".into())?);
+        let end =
+            |n: u64| ends.bytes().as_chunks().0.get(n as usize).map_or(0, |end| u64::from_le_bytes(*end));
+        let sketch = |n: u64| {
+            let start = n.checked_sub(1).map_or(0, end);
+            sketches.bytes()[start as usize..end(n) as usize].as_chunks().0
+        };
         for bucket in 0..BUCKETS {
             let bytes = read(format!("bucket-{bucket:03}"))?;
             let member = |bytes: &[u8; 16]| Member {
@@ -250,7 +291,7 @@ impl Scratch {
                 for (i, member) in group.iter().enumerate().skip(1) {
                     let (kind, n) = member.parts();
                     let earlier = group[i.saturating_sub(COMPARED)..i].iter().map(Member::parts);
-                    let is_near = |(_, other)| overlap(signature(other), signature(n)) >= near - MARGIN;
+                    let is_near = |(_, other)| overlap(sketch(other), sketch(n)) >= near;
                     if kind != NEAR || duplicates.0[n as usize] == 0 && earlier.rev().any(is_near) {
                         duplicates.mark(n, kind);
                     }
@@ -327,6 +368,36 @@ mod tests {
         }));
         let near = dropped(&lines, DedupOptions { by: None, exact: false, near: Some(0.8) });
         assert_eq!(near, (300..600).collect::<Vec<_>>());
+    }
+
+    #[test]
+    fn an_overlap_of_short_documents_is_exact_and_of_long_ones_close() {
+        let sketch = |numbers: std::ops::Range<u64>| -> Vec<[u8; 4]> {
+            let mut hashes: Vec<u32> = numbers.map(|n| mix(n) as u32).collect();
+            hashes.sort_unstable();
+            hashes.iter().take(SKETCH).map(|hash| hash.to_le_bytes()).collect()
+        };
+        assert_eq!(overlap(&sketch(0..90), &sketch(10..100)), 0.8);
+        assert_eq!(overlap(&sketch(0..10), &sketch(10..20)), 0.0);
+        assert_eq!(overlap(&[], &[]), 0.0);
+        // All of the one, a part of the other: 1000 of 5000.
+        assert!((overlap(&sketch(0..1000), &sketch(0..5000)) - 0.2).abs() < 0.04);
+        assert!((overlap(&sketch(0..9000), &sketch(1000..10_000)) - 0.8).abs() < 0.04);
+    }
+
+    #[test]
+    fn documents_just_above_the_threshold_are_dropped_and_just_below_it_kept() {
+        // 300 words of which the last few are others': with k of them, 298 - k triples of 298 + k are shared.
+        let lines = |changed: usize| -> Vec<String> {
+            let changed_end = |seed: usize| {
+                let (text, other) = (text(seed, 300 - changed), text(seed + 9000, changed));
+                line(&format!("{text} {other}"))
+            };
+            (0..100).map(|seed| line(&text(seed, 300))).chain((0..100).map(changed_end)).collect()
+        };
+        let near = || DedupOptions { by: None, exact: false, near: Some(0.8) };
+        assert_eq!(dropped(&lines(32), near()), (100..200).collect::<Vec<_>>()); // 266 of 330: 0.806
+        assert_eq!(dropped(&lines(34), near()), [0usize; 0]); // 264 of 332: 0.795
     }
 
     #[test]

@@ -9,8 +9,8 @@ mod report;
 
 pub use classify::{Classifier, ClassifierReport, Gate, train_classifier};
 pub use contamination::Contamination;
+pub use dedup::DedupOptions;
 pub(crate) use dedup::Duplicates;
-pub use dedup::{DedupOptions, MINHASHES};
 pub use filter::Filter;
 pub use report::{CurationReport, Dropped, Example};
 
