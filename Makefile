@@ -2,7 +2,7 @@
 # scripts/setup, once. One build profile, release, serves all of them.
 
 .DEFAULT_GOAL := help
-.PHONY: help setup build demo test test-full lint parity bench chaos dist
+.PHONY: help setup build demo test test-full lint parity bench chaos dist fuzz
 export PATH := $(CURDIR)/.local/bin:$(PATH)
 
 help: # List the targets
@@ -39,6 +39,9 @@ parity: # Compare the golden files with PyTorch and transformers (installs them,
 
 chaos: build # Let faults happen to a run on three nodes, from PHALANX_CHAOS_SEED (needs root)
 	cargo nextest run --release -p trainer --profile full --no-capture -E 'test(chaos::whole_table)'
+
+fuzz: # Try every reader with hostile files, ten minutes each (needs nightly Rust and cargo-fuzz)
+	@scripts/fuzz
 
 bench: build # Measure parts of a step beside a reference: a table, and target/bench/*.json
 	@scripts/bench

@@ -1,6 +1,6 @@
 //! Readers against bytes that nobody wrote: files with random damage are read or refused, by an error that
-//! names the file, and nothing else happens. A few thousand damages each time, for half a minute a reader in
-//! `make test-full`.
+//! names the file, and nothing else happens. A few hundred damages each time; half a minute a reader in
+//! `make test-full`, or as many seconds as PHALANX_FUZZ_SECONDS says. `make fuzz` is led by what is reached.
 
 #![allow(clippy::unwrap_used)] // a test that cannot make its data has failed
 
@@ -9,6 +9,7 @@ use dataloader::{
     DataSet, DataSetWriter, Format, Inputs, PrepareOptions, Samples, Tokenizer, convert_to, prepare, tokenize,
 };
 use std::fs;
+use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 use tempfile::TempDir;
@@ -182,7 +183,11 @@ fn text(budget: Budget) {
     fs::write(path("a.jsonl"), &lines).unwrap();
     fs::write(path("b.jsonl.zst"), zstd::encode_all(lines.as_bytes(), 1).unwrap()).unwrap();
     fs::write(path("c.txt"), &lines).unwrap();
-    let files = [path("a.jsonl"), path("b.jsonl.zst"), path("c.txt")];
+    let mut gzip = flate2::write::GzEncoder::new(Vec::new(), flate2::Compression::default());
+    gzip.write_all(lines.as_bytes()).unwrap();
+    fs::write(path("d.jsonl.gz"), gzip.finish().unwrap()).unwrap();
+    fs::write(path("e.parquet"), include_bytes!("../../fuzz/seeds/parquet/snappy.parquet")).unwrap();
+    let files = ["a.jsonl", "b.jsonl.zst", "c.txt", "d.jsonl.gz", "e.parquet"].map(path);
     try_all(4, budget, &files, nothing, || {
         let read = tokenize(&Inputs::new(&files), &Tokenizer::Bytes, 1, |_| Ok(()));
         read.map_err(|error| format!("{:#}", Told(&error)))
@@ -245,22 +250,25 @@ mod whole_table {
     use super::*;
 
     /// For as long as a reader is tried where there is time.
-    const LONG: Budget = Budget::Time(Duration::from_secs(30));
+    fn long() -> Budget {
+        let seconds = std::env::var("PHALANX_FUZZ_SECONDS").map_or(30, |seconds| seconds.parse().unwrap());
+        Budget::Time(Duration::from_secs(seconds))
+    }
 
     #[test]
     fn shards_and_manifests_stand_damage_for_minutes() {
-        shards(LONG);
-        manifests(LONG);
+        shards(long());
+        manifests(long());
     }
 
     #[test]
     fn other_programs_files_stand_damage_for_minutes() {
-        foreign(LONG);
+        foreign(long());
     }
 
     #[test]
     fn text_and_tokenizers_stand_damage_for_minutes() {
-        text(LONG);
-        tokenizers(LONG);
+        text(long());
+        tokenizers(long());
     }
 }

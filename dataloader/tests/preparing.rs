@@ -101,6 +101,16 @@ fn every_kind_of_file_gives_its_documents() {
 }
 
 #[test]
+fn a_table_that_its_library_panics_over_is_refused_by_name() {
+    let scratch = tempfile::tempdir().unwrap();
+    let table = scratch.path().join("a.parquet");
+    fs::write(&table, include_bytes!("../../fuzz/seeds/parquet/no-dictionary.parquet")).unwrap();
+    let error = prepare(&Inputs::new(&[table]), &scratch.path().join("x"), &options(0.0)).unwrap_err();
+    let told = error.to_string();
+    assert!(told.contains("a.parquet:1: the table contradicts itself: Decoder for dict"), "{told}");
+}
+
+#[test]
 fn threads_change_no_byte() {
     let scratch = tempfile::tempdir().unwrap();
     let file = scratch.path().join("a.jsonl");

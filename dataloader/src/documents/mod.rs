@@ -21,6 +21,9 @@ pub const KNOWN_EXTENSIONS: [&str; 6] = [".txt", ".md", ".jsonl", ".jsonl.gz", "
 /// The key or column of a document's text where none is named.
 pub const TEXT_KEY: &str = "text";
 
+/// A longer line is refused: a compressed file of a few kilobytes could hold one that fits no memory.
+const MAX_LINE_BYTES: u64 = 1 << 30;
+
 /// A text file longer than this is read in parts where whole documents are not asked for.
 const PART_BYTES: usize = 4 << 20;
 
@@ -340,10 +343,15 @@ fn next_line(lines: &mut dyn BufRead, record: &mut u64) -> io::Result<Option<Vec
     let mut line = Vec::new();
     loop {
         line.clear();
-        if lines.read_until(b'\n', &mut line)? == 0 {
+        let read = io::Read::take(&mut *lines, MAX_LINE_BYTES).read_until(b'\n', &mut line)?;
+        if read == 0 {
             return Ok(None);
         }
         *record += 1;
+        if read as u64 == MAX_LINE_BYTES && line.last() != Some(&b'\n') {
+            let what = format!("line {record} has more than {MAX_LINE_BYTES} bytes");
+            return Err(io::Error::new(io::ErrorKind::InvalidData, what));
+        }
         if !line.trim_ascii().is_empty() {
             return Ok(Some(line));
         }

@@ -6,6 +6,7 @@ use parquet::file::reader::{FileReader, SerializedFileReader};
 use parquet::record::reader::RowIter;
 use parquet::record::{Field, Row};
 use std::fs::File;
+use std::panic::AssertUnwindSafe;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -31,7 +32,8 @@ impl Rows {
     ) -> Result<Rows, PrepareError> {
         let invalid = |what: String| DataError::TableInvalid { file: file.into(), what };
         let bytes = open.metadata().map_err(DataError::io(file, "read"))?.len();
-        let reader = SerializedFileReader::new(open).map_err(|error| invalid(error.to_string()))?;
+        let reader = caught(|| SerializedFileReader::new(open).map_err(|error| error.to_string()));
+        let reader = reader.map_err(invalid)?;
         let metadata = reader.metadata().file_metadata();
         let fields = metadata.schema().get_fields();
         if !fields.iter().any(|field| field.name() == column) {
@@ -40,22 +42,33 @@ impl Rows {
             return Err(invalid(what).into());
         }
         let n_rows = metadata.num_rows().max(0) as u64;
-        let rows = RowIter::from_file_into(Box::new(reader));
+        let rows = caught(|| Ok(RowIter::from_file_into(Box::new(reader)))).map_err(invalid)?;
         Ok(Rows { file: file.into(), rows, n_rows, bytes, meter, record: 0 })
     }
 
     /// The next row as a JSON object, with its number from 1.
     pub(super) fn next_row(&mut self) -> Result<Option<(u64, Vec<u8>)>, PrepareError> {
-        let Some(row) = self.rows.next() else { return Ok(None) };
-        self.record += 1;
-        let (file, line) = (&self.file, self.record);
-        let row =
-            row.map_err(|error| PrepareError::BadLine { file: file.into(), line, what: error.to_string() })?;
+        let row = caught(|| self.rows.next().transpose().map_err(|error| error.to_string()));
+        let (file, line) = (&self.file, self.record + 1);
+        let row = row.map_err(|what| PrepareError::BadLine { file: file.into(), line, what })?;
+        let Some(row) = row else { return Ok(None) };
+        self.record = line;
         let share =
             |rows: u64| (u128::from(self.bytes) * u128::from(rows) / u128::from(self.n_rows.max(1))) as u64;
         self.meter.fetch_add(share(line) - share(line - 1), Ordering::Relaxed);
         Ok(Some((line, object(&row))))
     }
+}
+
+/// What the library says of a table. It panics over some that contradict themselves, such as one whose pages
+/// refer to a dictionary that is not there; what it was doing is not gone on with.
+fn caught<T>(read: impl FnOnce() -> Result<T, String>) -> Result<T, String> {
+    let read = std::panic::catch_unwind(AssertUnwindSafe(read));
+    read.unwrap_or_else(|panic| {
+        let told = panic.downcast_ref::<String>().map(String::as_str);
+        let told = told.or_else(|| panic.downcast_ref::<&str>().copied()).unwrap_or("no reason given");
+        Err(format!("the table contradicts itself: {told}"))
+    })
 }
 
 fn object(row: &Row) -> Vec<u8> {
