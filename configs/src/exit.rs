@@ -1,4 +1,4 @@
-//! The exit codes of both binaries, and nothing else.
+//! The exit codes of both binaries, and the line in which a rank that ends its job says so.
 
 /// How a run ended, as its process reports it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -32,6 +32,36 @@ impl Exit {
             2 => Exit::UserError,
             3 => Exit::Stopped,
             _ => Exit::Failed,
+        }
+    }
+}
+
+/// What a rank that ends the whole job says last, on a line of its own: mpirun does not always get to telling
+/// who it was.
+pub fn last_words(rank: usize, code: i32) -> String {
+    format!("[rank {rank}] ends the job with code {code}")
+}
+
+/// The rank and the code of a line of [`last_words`].
+pub fn read_last_words(line: &str) -> Option<(usize, i32)> {
+    let (rank, code) = line.strip_prefix("[rank ")?.split_once("] ends the job with code ")?;
+    Some((rank.parse().ok()?, code.parse().ok()?))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn last_words_are_read_as_they_are_written_and_nothing_else_is() {
+        assert_eq!(read_last_words(&last_words(13, 2)), Some((13, 2)));
+        for line in [
+            "",
+            "[rank 1] ends",
+            "[rank x] ends the job with code 1",
+            "[rank 1] [rank 1] ends the job with code 1",
+        ] {
+            assert_eq!(read_last_words(line), None, "{line}");
         }
     }
 }

@@ -28,7 +28,7 @@ mod traffic;
 
 pub use batch::{BatchError, BatchPlan, Leaves};
 pub use data::{DataConfig, SourceConfig};
-pub use exit::Exit;
+pub use exit::{Exit, last_words, read_last_words};
 pub use fault::{Fault, FaultError};
 pub use heartbeat::{
     Doing, Heartbeat, LAUNCHER_VARIABLE, MOST_MESSAGE_BYTES, SECRET_VARIABLE, START_VARIABLE, Secret,

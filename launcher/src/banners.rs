@@ -1,5 +1,6 @@
 //! What mpirun itself says, between its lines of dashes: drops what only repeats that a rank ended,
-//! and keeps from it who ended and how. Everything else of mpirun's passes.
+//! and keeps from it who ended and how. Everything else of mpirun's passes. Where mpirun does not get to it, as
+//! when it is ended itself, a rank's own last words say who it was.
 //! Texts are those of Open MPI 4.1.
 
 /// Reads mpirun's untagged error lines.
@@ -8,6 +9,8 @@ pub struct Banners {
     /// Lines of the block that is being read, its opening dashes first.
     block: Option<Vec<String>>,
     cause: Option<Cause>,
+    /// What the first rank to end the job said of itself.
+    last_words: Option<Cause>,
 }
 
 /// Who ended, and how.
@@ -41,24 +44,36 @@ impl Banners {
         }
     }
 
+    /// Takes a rank's last words; returns whether the line is that.
+    pub fn take_last_words(&mut self, line: &str) -> bool {
+        let Some((rank, code)) = configs::read_last_words(line) else { return false };
+        let what = format!("rank {rank} ended the job with code {code}");
+        self.last_words.get_or_insert(Cause { what, rank: Some(rank), host: None });
+        true
+    }
+
     /// What is left of a block that was never closed.
     pub fn finish(&mut self) -> Vec<String> {
         self.block.take().unwrap_or_default()
     }
 
-    /// Which rank ended the job and how, if mpirun said so.
+    /// Which rank ended the job and how, if mpirun or the rank said so.
     pub fn cause(&self) -> Option<&str> {
-        self.cause.as_ref().map(|cause| cause.what.as_str())
+        self.first_cause().map(|cause| cause.what.as_str())
     }
 
-    /// The rank that ended the job, if mpirun named one.
+    /// The rank that ended the job, if mpirun named one, or it did itself.
     pub fn rank(&self) -> Option<usize> {
-        self.cause.as_ref()?.rank
+        self.first_cause()?.rank
     }
 
     /// The machine that was lost, if mpirun named one.
     pub fn host(&self) -> Option<&str> {
         self.cause.as_ref()?.host.as_deref()
+    }
+
+    fn first_cause(&self) -> Option<&Cause> {
+        self.cause.as_ref().or(self.last_words.as_ref())
     }
 
     fn close(&mut self, block: Vec<String>) -> Vec<String> {
@@ -175,6 +190,18 @@ mod tests {
              mpirun noticed that process rank 0 with PID 1 on node a exited on signal 15 (Terminated).\n----\n",
         );
         assert_eq!(cause.unwrap(), "rank 1 ended the job with code 2");
+    }
+
+    #[test]
+    fn a_rank_is_known_by_its_last_words_where_mpirun_says_nothing() {
+        let mut banners = Banners::default();
+        assert!(!banners.take_last_words("[rank 2] thread 'main': panicked"));
+        assert!(banners.take_last_words("[rank 2] ends the job with code 1"));
+        assert!(banners.take_last_words("[rank 0] ends the job with code 2"));
+        assert_eq!((banners.rank(), banners.cause()), (Some(2), Some("rank 2 ended the job with code 1")));
+        let killed = "----\nmpirun noticed that process rank 3 with PID 1 on node a exited on signal 9 (Killed).\n----";
+        killed.lines().for_each(|line| assert!(banners.take(line.replace("----", DASHES)).is_empty()));
+        assert_eq!(banners.rank(), Some(3));
     }
 
     #[test]

@@ -188,6 +188,7 @@ impl<O: Write, E: Write> Job<'_, O, E> {
         match event {
             Event::Line(Stream::Out, line) => self.console.out(&rank_line(&line).unwrap_or(line)),
             Event::Line(Stream::Err, line) => match rank_line(&line) {
+                Some(line) if self.banners.take_last_words(&line) => {}
                 Some(line) => self.console.err(&line),
                 // Ended in the middle of ending, mpirun may say anything, down to a backtrace.
                 None if matches!(self.stopping, Stopping::AtOnce(_)) => {}

@@ -39,7 +39,8 @@ pub fn abort(rank: usize, code: i32, why: &str) -> ! {
     });
     // Straight to stderr: whether or not logs go anywhere, these must be seen.
     // In one piece: mpirun marks what it reads, and would mark each part.
-    let _ = std::io::stderr().lock().write_all(format!("[rank {rank}] {why}\n").as_bytes());
+    let text = format!("[rank {rank}] {why}\n{}\n", configs::last_words(rank, code));
+    let _ = std::io::stderr().lock().write_all(text.as_bytes());
     let _ = std::io::stdout().flush();
     mpi::abort_world(code);
     exit_now(code)
