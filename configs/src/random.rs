@@ -31,6 +31,26 @@ impl Philox {
         [a, b, c, d]
     }
 
+    /// Four random words at each of two counters. A round waits for the one before, so that a processor does two
+    /// side by side in little more time than one.
+    #[inline(always)]
+    pub fn at_both([x, y]: [(Philox, [u32; 4]); 2]) -> [[u32; 4]; 2] {
+        // One name for each word: arrays would lie in memory.
+        let ([mut k0, mut k1], [mut a, mut b, mut c, mut d]) = (x.0.key, x.1);
+        let ([mut l0, mut l1], [mut e, mut f, mut g, mut h]) = (y.0.key, y.1);
+        for _ in 0..10 {
+            let (low, high) = (u64::from(a) * 0xD251_1F53, u64::from(c) * 0xCD9E_8D57);
+            let (low_y, high_y) = (u64::from(e) * 0xD251_1F53, u64::from(g) * 0xCD9E_8D57);
+            (a, b, c, d) =
+                ((high >> 32) as u32 ^ b ^ k0, high as u32, (low >> 32) as u32 ^ d ^ k1, low as u32);
+            (e, f, g, h) =
+                ((high_y >> 32) as u32 ^ f ^ l0, high_y as u32, (low_y >> 32) as u32 ^ h ^ l1, low_y as u32);
+            (k0, k1) = (k0.wrapping_add(0x9E37_79B9), k1.wrapping_add(0xBB67_AE85));
+            (l0, l1) = (l0.wrapping_add(0x9E37_79B9), l1.wrapping_add(0xBB67_AE85));
+        }
+        [[a, b, c, d], [e, f, g, h]]
+    }
+
     /// Standard normal numbers (Box-Muller, in f64): number `first` and those after it of the endless
     /// stream `stream`, `out.len()` of them.
     pub fn normals(self, stream: u32, first: usize, out: &mut [f32]) {
@@ -72,6 +92,8 @@ mod tests {
         assert_eq!(ones, [0x408f_276d, 0x41c8_3b0e, 0xa20b_c7c6, 0x6d54_51fd]);
         let pi = Philox::new(0x299f_31d0_a409_3822).at([0x243f_6a88, 0x85a3_08d3, 0x1319_8a2e, 0x0370_7344]);
         assert_eq!(pi, [0xd16c_fe09, 0x94fd_cceb, 0x5001_e420, 0x2412_6ea1]);
+        let both = Philox::at_both([(Philox::new(0), [0; 4]), (Philox::new(u64::MAX), [u32::MAX; 4])]);
+        assert_eq!(both, [zero, ones]);
     }
 
     #[test]

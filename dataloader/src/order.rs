@@ -49,28 +49,59 @@ impl Order {
 
     /// The sequence that is sample `i` of the run, less than `n_sequences`.
     pub fn sequence(&self, i: u64) -> u64 {
-        let (epoch, mut place) = (i / self.n_sequences, i % self.n_sequences);
-        loop {
-            place = self.permute(epoch, place);
-            if place < self.n_sequences {
-                return place;
-            }
+        let (epoch, place) = (i / self.n_sequences, i % self.n_sequences);
+        self.below(epoch, self.permute(epoch, place))
+    }
+
+    /// The sequences of two samples, each in an order of its own. What is done for one depends step by step on
+    /// itself; two side by side take little more time.
+    pub fn sequences(asked: [(&Order, u64); 2]) -> [u64; 2] {
+        let [(x, i), (y, j)] = asked;
+        let (epoch_x, epoch_y) = (i / x.n_sequences, j / y.n_sequences);
+        let (place_x, place_y) = (i % x.n_sequences, j % y.n_sequences);
+        let (mut left_x, mut right_x) = (place_x / x.base, place_x % x.base);
+        let (mut left_y, mut right_y) = (place_y / y.base, place_y % y.base);
+        for round in 0..ROUNDS {
+            let counters =
+                [(x.philox, counter(round, epoch_x, right_x)), (y.philox, counter(round, epoch_y, right_y))];
+            let [words_x, words_y] = Philox::at_both(counters);
+            (left_x, right_x) = (right_x, x.moved(left_x, words_x));
+            (left_y, right_y) = (right_y, y.moved(left_y, words_y));
         }
+        [x.below(epoch_x, left_x * x.base + right_x), y.below(epoch_y, left_y * y.base + right_y)]
+    }
+
+    /// Where a place ends that went through the network once: it goes on until it is a sequence.
+    fn below(&self, epoch: u64, mut place: u64) -> u64 {
+        while place >= self.n_sequences {
+            place = self.permute(epoch, place);
+        }
+        place
     }
 
     /// The permutation of 0..base^2 of one epoch. base <= 2^32, so that base^2 - 1 fits 64 bits.
     fn permute(&self, epoch: u64, place: u64) -> u64 {
         let (mut left, mut right) = (place / self.base, place % self.base);
         for round in 0..ROUNDS {
-            let words = self.philox.at([right as u32, round, epoch as u32, (epoch >> 32) as u32]);
-            let random = u64::from(words[0]) << 32 | u64::from(words[1]);
-            let digit = ((u128::from(random) * u128::from(self.base)) >> 64) as u64;
-            // Both are less than the base; a division would take longer than the rest.
-            let sum = left + digit;
-            (left, right) = (right, if sum < self.base { sum } else { sum - self.base });
+            let words = self.philox.at(counter(round, epoch, right));
+            (left, right) = (right, self.moved(left, words));
         }
         left * self.base + right
     }
+
+    /// A digit moved by a random one.
+    #[inline(always)]
+    fn moved(&self, digit: u64, words: [u32; 4]) -> u64 {
+        let random = u64::from(words[0]) << 32 | u64::from(words[1]);
+        let by = ((u128::from(random) * u128::from(self.base)) >> 64) as u64;
+        // Both are less than the base; a division would take longer than the rest.
+        let sum = digit + by;
+        if sum < self.base { sum } else { sum - self.base }
+    }
+}
+
+fn counter(round: u32, epoch: u64, right: u64) -> [u32; 4] {
+    [right as u32, round, epoch as u32, (epoch >> 32) as u32]
 }
 
 #[cfg(test)]
@@ -109,6 +140,16 @@ mod tests {
         let order = Order::new([1; 32], 256, 1000, 1337);
         let samples = [0, 1, 2, 999, 1000, 1_000_000_007].map(|i| order.sequence(i));
         assert_eq!(samples, [767, 510, 62, 880, 946, 658]);
+    }
+
+    proptest! {
+        #[test]
+        fn two_samples_together_are_what_they_are_alone(
+            n in 1u64..u64::MAX, m in 1u64..3000, seed: u64, i: u64, j: u64
+        ) {
+            let (x, y) = (Order::new([7; 32], 256, n, seed), Order::new([8; 32], 128, m, seed));
+            prop_assert_eq!(Order::sequences([(&x, i), (&y, j)]), [x.sequence(i), y.sequence(j)]);
+        }
     }
 
     #[test]

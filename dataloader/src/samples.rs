@@ -178,9 +178,13 @@ impl Samples {
         let row_len = self.seq_len + 1;
         let rows = positions.end.saturating_sub(positions.start) as usize;
         let mut tokens = vec![0; rows * row_len];
-        for (position, row) in positions.zip(tokens.chunks_exact_mut(row_len)) {
-            let (source, first_token) = self.first_token(self.skips.sample(position));
-            source.data.read(first_token, row)?;
+        for (first, rows) in positions.clone().step_by(2).zip(tokens.chunks_mut(2 * row_len)) {
+            // Looked up in pairs; of an odd last one, its neighbour is itself.
+            let second = (first + 1).min(positions.end - 1);
+            let places = self.first_tokens([first, second].map(|position| self.skips.sample(position)));
+            for ((source, first_token), row) in places.iter().zip(rows.chunks_mut(row_len)) {
+                source.data.read(*first_token, row)?;
+            }
         }
         Ok(Batch { tokens, rows, row_len })
     }
@@ -210,6 +214,13 @@ impl Samples {
                 Passage { sample, source, tokens: start - first..at - first, document }
             }))
         })
+    }
+
+    fn first_tokens(&self, samples: [u64; 2]) -> [(&Source, u64); 2] {
+        let places = samples.map(|sample| self.mixture.at(sample));
+        let orders = places.map(|(source, number)| (&self.sources[source].order, number));
+        let [x, y] = Order::sequences(orders).map(|sequence| sequence * self.seq_len as u64);
+        [(&self.sources[places[0].0], x), (&self.sources[places[1].0], y)]
     }
 
     fn first_token(&self, sample: u64) -> (&Source, u64) {
