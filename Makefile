@@ -19,9 +19,10 @@ demo: # Train a small GPT on two ranks on real English, and let it write
 	@$(MAKE) --no-print-directory build
 	@scripts/demo
 
+# The test runner builds both binaries before the first test; another build of them would be one more of
+# everything, for what tests depend on asks more of some dependencies.
 test: # Run every test, each with a time limit
 	@scripts/setup --test
-	@$(MAKE) --no-print-directory build
 	cargo test --release --workspace --doc
 	cargo nextest run --release --workspace
 
