@@ -8,6 +8,7 @@
 
 use serde::{Deserialize, Serialize};
 use std::fmt;
+use std::net::SocketAddr;
 
 /// Environment variable with the launcher's address, `10.0.0.1:40000`; without it nobody listens.
 pub const LAUNCHER_VARIABLE: &str = "PHALANX_LAUNCHER";
@@ -132,6 +133,9 @@ pub struct Heartbeat {
     pub alive: u64,
     /// Milliseconds that the last step took on this rank, without waiting for others.
     pub own_ms: u64,
+    /// Where it serves its metrics, once it does.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub metrics: Option<SocketAddr>,
 }
 
 impl Heartbeat {

@@ -11,6 +11,7 @@ mod data;
 mod exit;
 mod fault;
 mod heartbeat;
+mod listen;
 mod load;
 mod memory;
 mod model;
@@ -33,6 +34,7 @@ pub use fault::{Fault, FaultError};
 pub use heartbeat::{
     Doing, Heartbeat, LAUNCHER_VARIABLE, MOST_MESSAGE_BYTES, SECRET_VARIABLE, START_VARIABLE, Secret,
 };
+pub use listen::Listen;
 pub use load::{ConfigError, Problem, load, parse};
 pub use memory::{Memory, Setup};
 pub use model::{ModelConfig, Norm};

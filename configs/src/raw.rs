@@ -104,7 +104,7 @@ section! {
 }
 section! {
     /// `[metrics]` as typed.
-    RawMetrics { every_steps: u64 }
+    RawMetrics { every_steps: u64, listen: String }
 }
 
 /// Every section with its keys.

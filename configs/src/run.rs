@@ -5,9 +5,9 @@
 use crate::batch::nearest;
 use crate::data::{DataConfig, resolve_data};
 use crate::load::Problem;
-use crate::raw::{RawBatch, RawConfig, RawGuard, RawModel, RawOptim, RawParallel, RawSchedule};
+use crate::raw::{RawBatch, RawConfig, RawGuard, RawMetrics, RawModel, RawOptim, RawParallel, RawSchedule};
 use crate::{
-    BatchError, BatchPlan, Batches, Budget, Device, ModelConfig, ParallelConfig, Pattern, Schedule,
+    BatchError, BatchPlan, Batches, Budget, Device, Listen, ModelConfig, ParallelConfig, Pattern, Schedule,
     ScheduleKind,
 };
 use serde::{Deserialize, Serialize};
@@ -39,7 +39,7 @@ pub struct RunConfig {
     /// What is watched for beside numbers that are not finite.
     #[serde(default)]
     pub guard: GuardConfig,
-    /// How often a step is reported.
+    /// How often a step is reported, and where to whoever asks.
     pub metrics: MetricsConfig,
 }
 
@@ -144,6 +144,9 @@ impl Default for GuardConfig {
 pub struct MetricsConfig {
     /// Steps between reported steps.
     pub every_steps: u64,
+    /// Where ranks and launcher serve what is measured.
+    #[serde(default)]
+    pub listen: Listen,
 }
 
 /// Finds the vocabulary size of a prepared data folder, or says why it cannot.
@@ -187,8 +190,7 @@ impl RunConfig {
         let eval =
             EvalConfig { every_steps: raw.eval.every_steps.unwrap_or(1000), max_tokens: raw.eval.max_tokens };
         let guard = resolve_guard(&raw.guard, &mut problems);
-        let metrics = MetricsConfig { every_steps: raw.metrics.every_steps.unwrap_or(1) };
-        at_least_one(metrics.every_steps, "metrics.every_steps", &mut problems);
+        let metrics = resolve_metrics(&raw.metrics, &mut problems);
 
         if !problems.is_empty() {
             return Err(problems);
@@ -381,6 +383,16 @@ fn resolve_guard(raw: &RawGuard, problems: &mut Vec<Problem>) -> GuardConfig {
     };
     at_least_one(guard.hang_timeout_s, "guard.hang_timeout_s", problems);
     guard
+}
+
+fn resolve_metrics(raw: &RawMetrics, problems: &mut Vec<Problem>) -> MetricsConfig {
+    let listen = raw.listen.as_deref().map(str::parse).transpose().unwrap_or_else(|what| {
+        problems.push(Problem::key("metrics.listen", what));
+        None
+    });
+    let every_steps = raw.every_steps.unwrap_or(1);
+    at_least_one(every_steps, "metrics.every_steps", problems);
+    MetricsConfig { every_steps, listen: listen.unwrap_or_default() }
 }
 
 fn resolve_optim(raw: RawOptim, problems: &mut Vec<Problem>) -> OptimConfig {

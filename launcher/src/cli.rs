@@ -24,6 +24,10 @@ pub enum Command {
     Data(DataArgs),
     /// Look at machines, network and installation: what a run needs, with a verdict on each.
     Doctor(DoctorArgs),
+    /// Show a run while it goes on, or one that is over: a page for a browser, or text. Several are laid over each other.
+    Watch(WatchArgs),
+    /// Write what a run measured in another program's form.
+    ExportMetrics(ExportMetricsArgs),
     /// List, verify, show, prune and compare checkpoints, and prove that a run resumes bit for bit.
     Checkpoint(CheckpointArgs),
 }
@@ -72,4 +76,28 @@ pub struct TrainArgs {
     /// Confirm that the run may be spoilt.
     #[arg(long, hide = true)]
     pub allow_faults: bool,
+}
+
+/// `phalanx watch`
+#[derive(Debug, Args)]
+pub struct WatchArgs {
+    /// Run folders, like runs/demo, or addresses of rank 0, like http://127.0.0.1:9401.
+    #[arg(required = true, value_name = "RUN|URL")]
+    pub runs: Vec<String>,
+    /// Show it here, as text; once, where standard output is no terminal.
+    #[arg(long)]
+    pub text: bool,
+    /// Where the page is served [default: this machine only, on a free port].
+    #[arg(long, value_name = "ADDRESS:PORT", default_value = "127.0.0.1:0", conflicts_with = "text")]
+    pub listen: std::net::SocketAddr,
+}
+
+/// `phalanx export-metrics`
+#[derive(Debug, Args)]
+pub struct ExportMetricsArgs {
+    /// Run folder, like runs/demo.
+    pub run: std::path::PathBuf,
+    /// Folder for an event file of TensorBoard.
+    #[arg(long, value_name = "DIR")]
+    pub tensorboard: std::path::PathBuf,
 }

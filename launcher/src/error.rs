@@ -66,6 +66,9 @@ pub enum LaunchError {
     /// A proof that would prove nothing.
     #[error("{0}")]
     Proof(String),
+    /// No run is there to be watched.
+    #[error("{0}")]
+    NothingToWatch(String),
     /// The old run folder could not be moved aside.
     #[error("--fresh: {} could not be moved to {}", from.display(), to.display())]
     MoveAside {
@@ -106,6 +109,7 @@ pub fn exit_of(error: &anyhow::Error) -> Exit {
             || cause.is::<configs::BatchError>()
             || cause.is::<dataloader::DataError>()
             || cause.is::<dataloader::PrepareError>()
+            || cause.is::<monitor::ExportError>()
             || cause
                 .downcast_ref::<LaunchError>()
                 .is_some_and(|error| !matches!(error, LaunchError::System { .. }))

@@ -12,8 +12,10 @@ pub mod cli;
 pub mod data;
 pub mod doctor;
 mod error;
+pub mod gauges;
 mod hosts;
 pub mod listen;
+pub mod live;
 pub mod mpirun;
 pub mod orphans;
 pub mod progress;
@@ -23,6 +25,7 @@ pub mod run_lock;
 pub mod signals;
 pub mod slurm;
 pub mod supervise;
+pub mod targets;
 pub mod train;
 pub mod watch;
 

@@ -10,6 +10,8 @@ fn main() -> ExitCode {
         Command::Train(args) => launcher::train::run(&args),
         Command::Data(args) => launcher::data::run(&args),
         Command::Doctor(args) => launcher::doctor::run(&args),
+        Command::Watch(args) => launcher::live::watch(&args),
+        Command::ExportMetrics(args) => launcher::live::export_metrics(&args),
         Command::Checkpoint(args) => launcher::checkpoint::run(&args),
     };
     let exit = result.unwrap_or_else(|error| {

@@ -3,6 +3,7 @@
 //! Knows exit codes and names of checkpoints; one start is `supervise`'s.
 
 use crate::agent::{Agent, is_this_machine};
+use crate::gauges::Gauges;
 use crate::listen::Listener;
 use crate::mpirun::{self, Job};
 use crate::progress::Console;
@@ -11,9 +12,9 @@ use crate::signals::StopSignals;
 use crate::supervise::{Outcome, Supervised, supervise};
 use crate::watch::Finding;
 use crate::{Hosts, LaunchError};
-use configs::{Exit, Fault};
+use configs::{Exit, Fault, Listen};
 use serde::Serialize;
-use std::io::{Read, Seek, SeekFrom, Write};
+use std::io::{BufRead, Read, Seek, SeekFrom, Write};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
@@ -24,8 +25,12 @@ const LONGEST_WAIT: Duration = Duration::from_secs(60);
 /// What the starts of a run have in common.
 #[derive(Debug, Clone)]
 pub struct Plan {
+    /// The run's name.
+    pub name: String,
     /// The run's folder.
     pub folder: PathBuf,
+    /// Where metrics are served.
+    pub listen: Listen,
     /// All machines that it may use.
     pub hosts: Hosts,
     /// Ranks while all of them are there.
@@ -48,6 +53,14 @@ pub struct Plan {
     pub oversubscribe: bool,
     /// `key=value` pairs for Open MPI.
     pub mca: Vec<String>,
+}
+
+/// One start of a run.
+#[derive(Debug)]
+struct Start {
+    /// From 0.
+    number: u32,
+    world: World,
 }
 
 /// Where a start runs.
@@ -129,23 +142,30 @@ pub fn keep_going<O: Write, E: Write>(
     let mut signals = watched
         .map_err(|source| LaunchError::System { what: "signals could not be watched".into(), source })?;
     let agent = Agent::of_mpirun(&plan.mca, |name| std::env::var(name).ok());
+    let (gauges, told) = Gauges::serve(&plan.folder, &plan.name, plan.listen);
+    told.iter().for_each(|warning| console.err(warning));
+    let gauges = gauges.as_ref();
     let mut budget = Budget { newest: newest_checkpoint(&plan.folder), restarts: 0 };
     let mut after: Option<Finding> = None;
-    for start in 0u32.. {
-        let world = plan.world(unanswered(plan, lock, &agent, console));
+    for number in 0u32.. {
+        let start = Start { number, world: plan.world(unanswered(plan, lock, &agent, console)) };
         if let Some(finding) = &after {
-            let event = RestartEvent::new(finding, start, budget.newest, &world);
+            let event = RestartEvent::new(finding, number, budget.newest, &start.world);
             if let Err(error) = append(&plan.folder.join("metrics.jsonl"), &event) {
                 console.err(&format!("warning: metrics.jsonl does not hear of the restart: {error}"));
             }
         }
-        let outcome = start_on(plan, &world, lock, start == 0, console, &mut signals)?;
+        let end = Ending::watch(plan, gauges, &start);
+        let outcome = start_on(plan, &start, lock, gauges, console, &mut signals)?;
         if outcome.exit != Exit::Failed || outcome.asked {
+            end.last(&outcome, &mut signals);
             return Ok(outcome);
         }
         let Some(wait) = budget.after_failure(newest_checkpoint(&plan.folder), plan.max_restarts) else {
+            end.last(&outcome, &mut signals);
             return Ok(budget.given_up(outcome, plan.max_restarts));
         };
+        end.not_the_last(&outcome);
         console.err(&outcome.told);
         console.err(&format!(
             "restart {} of at most {} without a new checkpoint, from {}, in {} s",
@@ -168,12 +188,13 @@ pub fn keep_going<O: Write, E: Write>(
 /// One start.
 fn start_on<O: Write, E: Write>(
     plan: &Plan,
-    world: &World,
+    start: &Start,
     lock: &RunLock,
-    first: bool,
+    gauges: Option<&Gauges>,
     console: &mut Console<O, E>,
     signals: &mut StopSignals,
 ) -> Result<Outcome, LaunchError> {
+    let world = &start.world;
     let present = plan.hosts.list().len() - world.left_out.len();
     if !plan.hosts.list().is_empty() && present < plan.min_hosts.max(1) {
         let what = format!(
@@ -190,13 +211,14 @@ fn start_on<O: Write, E: Write>(
     if !world.left_out.is_empty() {
         console.err(&format!("without {}: {} ranks", world.left_out.join(", "), world.ranks));
     }
-    let command = plan.command(world.ranks, &world.hosts, first)?;
+    let command = plan.command(world.ranks, &world.hosts, start.number == 0)?;
     console.err(&mpirun::shell_quoted(&command));
     let listener = Listener::open(plan.remote().first().copied(), lock.id())?;
     if !listener.address().ip().is_loopback() {
         console.err(&format!("listening for heartbeats on {}", listener.address()));
     }
-    let job = Supervised { command: &command, ranks: world.ranks, listener, hang_timeout: plan.hang_timeout };
+    let (ranks, hang_timeout) = (world.ranks, plan.hang_timeout);
+    let job = Supervised { command: &command, ranks, listener, hang_timeout, gauges };
     supervise(job, console, signals)
 }
 
@@ -219,6 +241,57 @@ fn unanswered<O: Write, E: Write>(
         }
     }
     left_out
+}
+
+/// Tells the gauges how a start ended.
+struct Ending<'a> {
+    gauges: Option<&'a Gauges>,
+    metrics: PathBuf,
+    /// Bytes of `metrics.jsonl` that are from before.
+    before: u64,
+}
+
+impl<'a> Ending<'a> {
+    fn watch(plan: &Plan, gauges: Option<&'a Gauges>, start: &Start) -> Ending<'a> {
+        if let Some(gauges) = gauges {
+            gauges.started(start.world.ranks, start.number > 0);
+        }
+        let metrics = plan.folder.join("metrics.jsonl");
+        let before = std::fs::metadata(&metrics).map_or(0, |file| file.len());
+        Ending { gauges, metrics, before }
+    }
+
+    fn not_the_last(&self, outcome: &Outcome) {
+        if let Some(gauges) = self.gauges {
+            gauges.ended(self.fault(outcome).as_deref(), false);
+        }
+    }
+
+    fn last(&self, outcome: &Outcome, signals: &mut StopSignals) {
+        let Some(gauges) = self.gauges else { return };
+        let fault = self.fault(outcome);
+        gauges.ended(fault.as_deref(), true);
+        if fault.is_some() {
+            gauges.linger(signals);
+        }
+    }
+
+    /// In one word: what the ranks found and wrote down, or what was seen from here.
+    fn fault(&self, outcome: &Outcome) -> Option<String> {
+        if outcome.asked || matches!(outcome.exit, Exit::Done | Exit::Stopped) {
+            return None;
+        }
+        let seen = outcome.finding.as_ref().map_or("error", |finding| finding.fault);
+        Some(self.written_down().unwrap_or_else(|| seen.to_string()))
+    }
+
+    fn written_down(&self) -> Option<String> {
+        let mut file = std::fs::File::open(&self.metrics).ok()?;
+        file.seek(SeekFrom::Start(self.before)).ok()?;
+        let lines = std::io::BufReader::new(file).lines().map_while(Result::ok);
+        let event = serde_json::from_str::<serde_json::Value>(&lines.last()?).ok()?;
+        (event["kind"] == "failure").then(|| event["fault"].as_str().map(str::to_string))?
+    }
 }
 
 /// How often a run may still be started again.
@@ -312,7 +385,9 @@ mod tests {
 
     fn plan(hosts: &str, ranks: usize) -> Plan {
         Plan {
+            name: "tiny".into(),
             folder: "runs/tiny".into(),
+            listen: Listen::Off,
             hosts: Hosts::parse_list(hosts).unwrap(),
             ranks,
             micro_batches: 8,

@@ -3,6 +3,7 @@
 //! Knows processes, not training; what the ranks print is only told apart by its prefix.
 
 use crate::banners::Banners;
+use crate::gauges::Gauges;
 use crate::listen::Listener;
 use crate::progress::{Console, rank_line};
 use crate::signals::StopSignals;
@@ -48,6 +49,8 @@ pub struct Supervised<'a> {
     pub listener: Listener,
     /// Seconds without a sign of life after which they hang.
     pub hang_timeout: Duration,
+    /// What is shown of it, to whoever looks.
+    pub gauges: Option<&'a Gauges>,
 }
 
 /// Runs a job to its end, in a process group of its own.
@@ -67,7 +70,7 @@ pub fn supervise<O: Write, E: Write>(
         let what = what.to_string();
         move |source| LaunchError::System { what, source }
     };
-    let Supervised { command, ranks, listener, hang_timeout } = supervised;
+    let Supervised { command, ranks, listener, hang_timeout, gauges } = supervised;
     orphans::adopt().map_err(system("orphaned ranks could not be adopted"))?;
     let (sender, events) = channel();
     let hand_on = sender.clone();
@@ -87,6 +90,7 @@ pub fn supervise<O: Write, E: Write>(
         console,
         banners: Banners::default(),
         watch: Watch::new(ranks, hang_timeout),
+        gauges,
         finding: None,
         stopping: Stopping::No,
         open_streams: 2,
@@ -140,6 +144,7 @@ struct Job<'a, O: Write, E: Write> {
     console: &'a mut Console<O, E>,
     banners: Banners,
     watch: Watch,
+    gauges: Option<&'a Gauges>,
     /// Why this launcher ended the job, if it did.
     finding: Option<Finding>,
     stopping: Stopping,
@@ -197,7 +202,8 @@ impl<O: Write, E: Write> Job<'_, O, E> {
             Event::StreamClosed => self.open_streams -= 1,
             Event::Beat(beat) => {
                 self.watch.tick(Instant::now());
-                if let Some(warning) = self.watch.hear(beat) {
+                let shown = self.gauges.and_then(|gauges| gauges.hear(&beat));
+                for warning in shown.into_iter().chain(self.watch.hear(beat)) {
                     self.console.err(&warning);
                 }
             }

@@ -90,7 +90,9 @@ fn plan(args: &TrainArgs, config: &RunConfig) -> Result<Plan> {
         program.extend(["--set".into(), set.clone()]);
     }
     Ok(Plan {
+        name: config.run.name.clone(),
         folder: config.run.dir.clone(),
+        listen: config.metrics.listen,
         hosts,
         ranks,
         micro_batches: config.batches().plan(0, 1)?.micro_batches,

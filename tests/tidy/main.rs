@@ -14,9 +14,10 @@ use std::process::Command;
 const EDGES: &[(&str, &[&str])] = &[
     ("configs", &[]),
     ("dataloader", &["configs"]),
+    ("monitor", &[]),
     ("ops", &["configs"]),
-    ("trainer", &["configs", "dataloader", "ops"]),
-    ("launcher", &["configs", "dataloader"]),
+    ("trainer", &["configs", "dataloader", "monitor", "ops"]),
+    ("launcher", &["configs", "dataloader", "monitor"]),
 ];
 
 /// Who may use what brings a world of its own.

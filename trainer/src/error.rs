@@ -180,6 +180,15 @@ impl TrainError {
         move |source| TrainError::Io { path, source }
     }
 
+    /// In one word, for `metrics.jsonl` and who reads it.
+    pub(crate) fn fault(&self) -> &'static str {
+        match self {
+            TrainError::NotFinite { .. } => "not_finite",
+            TrainError::ReplicasDiffer { .. } => "replicas",
+            _ => "error",
+        }
+    }
+
     /// Whether all ranks end for the same reason and in the same words, so that one may speak for all.
     pub fn is_everybodys(&self) -> bool {
         self.exit() == Exit::UserError

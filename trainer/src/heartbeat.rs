@@ -8,7 +8,7 @@
 //! of the others, it may wait twice as long as it computed for the step before it counts the time that hangs.
 
 use crate::pulse::{Beat, Pulse};
-use crate::run_folder::host_name;
+use crate::run_folder::{host_name, unix_ms};
 use configs::{Doing, Exit, Heartbeat, LAUNCHER_VARIABLE, MOST_MESSAGE_BYTES, SECRET_VARIABLE, Secret};
 use std::io::ErrorKind;
 use std::net::UdpSocket;
@@ -42,10 +42,14 @@ pub fn start(pulse: &Pulse) -> std::io::Result<()> {
 
 fn beat(pulse: &Pulse, mut life: Life, mut line: Option<Line>) {
     let mut watchdog = Watchdog::new(Instant::now());
+    let mut seen = None;
     loop {
         let mut beat = pulse.look();
         life.look(beat.doing);
         beat.progress += life.writes;
+        if seen.replace(beat.progress) != Some(beat.progress) {
+            pulse.grew(unix_ms());
+        }
         let ended = match &mut line {
             Some(line) => line.tell(pulse, &beat, life.signs, Instant::now()),
             None => watchdog.look(&beat, life.signs, pulse.hang_timeout(), Instant::now()),
@@ -191,6 +195,7 @@ impl Line {
             progress: beat.progress,
             alive,
             own_ms: beat.own_ms,
+            metrics: beat.metrics,
         }
     }
 }

@@ -28,6 +28,7 @@ mod saving;
 pub mod heartbeat;
 mod pulse;
 
+mod gauges;
 mod log;
 mod metrics;
 mod report;

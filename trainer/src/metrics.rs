@@ -25,6 +25,8 @@ pub(crate) enum Event {
     /// A spike of the loss, after which the run went back. Steps after the checkpoint's that stand above
     /// it are done again.
     Rewind(RewindReport),
+    /// Something that all ranks found, and that ends the run.
+    Failure(FailureReport),
     /// The end of the run.
     Summary(SummaryReport),
 }
@@ -36,6 +38,8 @@ pub(crate) struct StartReport {
     pub(crate) step: u64,
     /// Which start of this run it is, from 1.
     pub(crate) generation: u64,
+    /// When it was, seconds since 1970.
+    pub(crate) unix_s: u64,
     /// Ranks.
     pub(crate) world_size: usize,
     /// Trained parameters.
@@ -131,6 +135,17 @@ pub(crate) struct RewindReport {
     pub(crate) checkpoint_step: u64,
     /// Its folder, relative to the run folder.
     pub(crate) checkpoint: String,
+}
+
+/// What ended the run.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub(crate) struct FailureReport {
+    /// Updates done.
+    pub(crate) step: u64,
+    /// In one word: `not_finite`, `replicas`, or `error`.
+    pub(crate) fault: &'static str,
+    /// As the terminal has it.
+    pub(crate) what: String,
 }
 
 /// A stretch of a document that a sample has tokens of.

@@ -4,6 +4,7 @@
 
 use configs::Doing;
 use ops::collectives::Activity;
+use std::net::SocketAddr;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
@@ -21,6 +22,9 @@ struct Cells {
     /// The number of a [`Doing`], and above it a segment's index plus one, or 0.
     place: AtomicU64,
     own_ms: AtomicU64,
+    /// When it last grew, milliseconds since 1970, to within a heartbeat.
+    grew_unix_ms: AtomicU64,
+    metrics: OnceLock<SocketAddr>,
     joined: OnceLock<Joined>,
     run: OnceLock<RunNames>,
 }
@@ -51,6 +55,7 @@ pub(crate) struct Beat {
     pub(crate) collective: Option<&'static str>,
     pub(crate) begun: u64,
     pub(crate) own_ms: u64,
+    pub(crate) metrics: Option<SocketAddr>,
 }
 
 impl Pulse {
@@ -79,6 +84,21 @@ impl Pulse {
         self.0.own_steps.fetch_add(1, Ordering::Relaxed);
         self.0.own_ms.store((own_seconds * 1e3) as u64, Ordering::Relaxed);
         self.touch();
+    }
+
+    /// Metrics are served here from now on.
+    pub(crate) fn serves_at(&self, address: SocketAddr) {
+        let _ = self.0.metrics.set(address); // a process trains once
+    }
+
+    /// Who looks often saw that it has grown.
+    pub(crate) fn grew(&self, unix_ms: u64) {
+        self.0.grew_unix_ms.store(unix_ms, Ordering::Relaxed);
+    }
+
+    /// When it was last seen to have grown, seconds since 1970.
+    pub(crate) fn grew_unix_s(&self) -> f64 {
+        self.0.grew_unix_ms.load(Ordering::Relaxed) as f64 / 1e3
     }
 
     /// A phase begins.
@@ -137,6 +157,7 @@ impl Pulse {
             collective: activity.and_then(Activity::under_way),
             begun: activity.map_or(0, Activity::begun),
             own_ms: cells.own_ms.load(Ordering::Relaxed),
+            metrics: cells.metrics.get().copied(),
         }
     }
 }

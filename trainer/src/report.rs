@@ -1,9 +1,11 @@
-//! Who is told what: each report goes to `metrics.jsonl` and, as a line, to the terminal.
+//! Who is told what: each report goes to `metrics.jsonl`, as a line to the terminal, and to what is shown to
+//! Prometheus.
 
 use crate::error::TrainError;
+use crate::gauges::Gauges;
 use crate::metrics::{
-    CheckpointReport, EvalReport, Event, Metrics, Pace, RewindReport, StartReport, StepReport, SummaryReport,
-    step_line,
+    CheckpointReport, EvalReport, Event, FailureReport, Metrics, Pace, RewindReport, StartReport, StepReport,
+    SummaryReport, step_line,
 };
 use configs::{Batches, RunConfig};
 use std::path::{Path, PathBuf};
@@ -19,6 +21,7 @@ pub(crate) struct Reporter {
     batches: Batches,
     pace: Pace,
     evals: Option<(EvalReport, EvalReport)>,
+    gauges: Option<Gauges>,
 }
 
 impl Reporter {
@@ -35,7 +38,13 @@ impl Reporter {
             batches: config.batches(),
             pace: Pace::default(),
             evals: None,
+            gauges: None,
         })
+    }
+
+    /// From now on these show what is told.
+    pub(crate) fn show(&mut self, gauges: Option<Gauges>) {
+        self.gauges = gauges;
     }
 
     fn write(&mut self, event: Event) -> Result<(), TrainError> {
@@ -51,6 +60,9 @@ impl Reporter {
             if report.world_size == 1 { "rank" } else { "ranks" },
             report.peak_flops / 1e9,
         );
+        if let Some(gauges) = &self.gauges {
+            gauges.start(report.step, self.batches.tokens_before(report.step));
+        }
         self.write(Event::Start(report))
     }
 
@@ -61,6 +73,9 @@ impl Reporter {
 
     /// A step; every `metrics.every_steps`-th is told, and the last.
     pub(crate) fn step(&mut self, report: StepReport) -> Result<(), TrainError> {
+        if let Some(gauges) = &self.gauges {
+            gauges.step(&report);
+        }
         self.pace.note(self.batches.batch_tokens(report.step - 1), report.seconds);
         if self.tells(report.step) {
             let end_tokens = self.batches.tokens_before(self.max_steps);
@@ -76,6 +91,9 @@ impl Reporter {
             "validation after {} steps: loss {:.4}, {:.4} bits per byte ({} targets, {:.1} s)",
             report.step, report.val_loss, report.bits_per_byte, report.targets, report.seconds,
         );
+        if let Some(gauges) = &self.gauges {
+            gauges.eval(&report);
+        }
         let first = self.evals.take().map_or_else(|| report.clone(), |(first, _)| first);
         self.evals = Some((first, report.clone()));
         self.write(Event::Eval(report))
@@ -84,6 +102,9 @@ impl Reporter {
     /// A checkpoint that is complete.
     pub(crate) fn checkpoint(&mut self, report: CheckpointReport) -> Result<(), TrainError> {
         info!("checkpoint {} is complete ({:.1} s)", report.folder, report.seconds);
+        if let Some(gauges) = &self.gauges {
+            gauges.checkpoint(&report);
+        }
         self.write(Event::Checkpoint(report))
     }
 
@@ -100,7 +121,15 @@ impl Reporter {
             report.end_sample,
             report.checkpoint,
         );
+        if let Some(gauges) = &self.gauges {
+            gauges.rewind(report.loss);
+        }
         self.write(Event::Rewind(report))
+    }
+
+    /// What ends the run, and would end it again; the error says it on the terminal.
+    pub(crate) fn failure(&mut self, report: FailureReport) -> Result<(), TrainError> {
+        self.write(Event::Failure(report))
     }
 
     /// The end of the run, after `step` updates.

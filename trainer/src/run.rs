@@ -6,16 +6,17 @@ use crate::checkpoint::{Loaded, Publisher, Skip, TrainState, step_folder};
 use crate::engine::Engine;
 use crate::error::TrainError;
 use crate::evaluation::Validation;
+use crate::gauges::Gauges;
 use crate::generate::{Sampling, generate};
 use crate::guard::{self, MOST_SKIPS, Spike};
 use crate::inject::Faults;
-use crate::metrics::{PassageReport, RewindReport, StartReport};
+use crate::metrics::{FailureReport, PassageReport, RewindReport, StartReport};
 use crate::noise_scale::NoiseScale;
 use crate::pulse::Pulse;
 use crate::replicas;
 use crate::report::Reporter;
 use crate::resume::{check_same_run, load, newest_good};
-use crate::run_folder::RunFolder;
+use crate::run_folder::{RunFolder, unix_seconds};
 use crate::saving::{Progress, Saver};
 use crate::train::{Learner, Process};
 use configs::{BatchPlan, Exit, RunConfig, Shard};
@@ -23,7 +24,7 @@ use dataloader::{DataError, Samples, Tokenizer};
 use ops::collectives::Communicator;
 use std::ops::Range;
 use tch::{Device, Kind};
-use tracing::{debug, info};
+use tracing::{debug, info, warn};
 
 /// What a run writes of its own at the end.
 const SAMPLE: Sampling = Sampling { temperature: 0.7, top_k: 50, n_tokens: 400, seed: 1 };
@@ -111,7 +112,8 @@ impl<'a> Run<'a> {
         let plan = config.batches().plan(step, comm.world_size())?;
         let generation = claim(&folder, config, comm)?;
         let saver = Saver::new(comm, &folder, generation, &config.checkpoint, template);
-        let reporter = Reporter::open(&folder.metrics_path(), config, comm.rank())?;
+        let mut reporter = Reporter::open(&folder.metrics_path(), config, comm.rank())?;
+        reporter.show(Gauges::serve(config, comm.place(), &process.pulse));
         let mut peak = [ops::device::peak_flops(device, kind)];
         comm.all_reduce_f64(&mut peak)?;
         let [peak_flops] = peak;
@@ -167,6 +169,7 @@ impl<'a> Run<'a> {
         self.reporter.start(StartReport {
             step: progress.step,
             generation: self.generation,
+            unix_s: unix_seconds(),
             world_size: self.comm.world_size(),
             parameters: self.config.model.parameters(),
             peak_flops: self.peak_flops,
@@ -263,10 +266,17 @@ impl<'a> Run<'a> {
     /// Ends a run for a reason that all ranks have in common, and know of, so that they can still do one
     /// thing together: complete the checkpoint in flight, which is from before. Collective.
     pub(crate) fn ended_by(&mut self, why: TrainError) -> TrainError {
-        match self.saver.complete(&mut self.reporter) {
+        let step = self.pulse.look().step;
+        let report = FailureReport { step, fault: why.fault(), what: why.to_string() };
+        let ended = match self.saver.complete(&mut self.reporter) {
             Ok(()) => why,
             Err(error) => error,
+        };
+        // The last thing that is written, for the launcher to find.
+        if let Err(error) = self.reporter.failure(report) {
+            warn!("metrics.jsonl does not hear of it: {error}"); // it is not what the run ends of
         }
+        ended
     }
 
     /// The token that ends a document, where attention keeps to documents.
