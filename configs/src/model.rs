@@ -36,6 +36,14 @@ pub struct ModelConfig {
     /// attention weights and of what each block adds to the residual stream.
     #[serde(default)]
     pub dropout: f64,
+    /// Whether queries, keys and values have biases. GPT-Neo's have none, so that a banded model without
+    /// them is one of its family.
+    #[serde(default = "yes")]
+    pub qkv_bias: bool,
+}
+
+fn yes() -> bool {
+    true
 }
 
 impl Default for ModelConfig {
@@ -50,6 +58,7 @@ impl Default for ModelConfig {
             attention: vec![Pattern::Dense],
             norm: Norm::Pre,
             dropout: 0.0,
+            qkv_bias: true,
         }
     }
 }
@@ -74,7 +83,7 @@ impl ModelConfig {
     /// Trained parameters, without the padding of the vocabulary.
     pub fn parameters(&self) -> u64 {
         let c = self.n_embd as u64;
-        let block = 12 * c * c + 13 * c;
+        let block = 12 * c * c + 13 * c - if self.qkv_bias { 0 } else { 3 * c };
         let last_norm = match self.norm {
             Norm::Pre => 2 * c,
             Norm::Post => 0,

@@ -57,7 +57,7 @@ section! {
     /// `[model]` as typed.
     RawModel {
         n_layer: usize, n_head: usize, n_embd: usize, seq_len: usize, vocab_size: usize,
-        attention: Vec<Pattern>, norm: Norm, dropout: f64,
+        attention: Vec<Pattern>, norm: Norm, dropout: f64, qkv_bias: bool,
     }
 }
 section! {

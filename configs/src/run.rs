@@ -285,6 +285,7 @@ fn resolve_model(
         attention: raw.attention.unwrap_or_else(|| vec![Pattern::Dense]),
         norm: raw.norm.unwrap_or_default(),
         dropout: raw.dropout.unwrap_or(0.0),
+        qkv_bias: raw.qkv_bias.unwrap_or(true),
     };
     for (key, value) in [
         ("model.n_layer", raw.n_layer),

@@ -73,23 +73,22 @@ pub fn segments(model: &ModelConfig) -> Vec<SegmentSpec> {
         segment("wpe", vec![("weight", vec![model.seq_len as i64, c], positions)]),
     ];
     for layer in 0..model.n_layer {
-        all.push(segment(
-            &format!("h.{layer}"),
-            vec![
-                ("ln_1.weight", vec![c], Init::Ones),
-                ("ln_1.bias", vec![c], Init::Zeros),
-                ("attn.c_attn.weight", vec![3 * c, c], matrix),
-                ("attn.c_attn.bias", vec![3 * c], Init::Zeros),
-                ("attn.c_proj.weight", vec![c, c], residual),
-                ("attn.c_proj.bias", vec![c], Init::Zeros),
-                ("ln_2.weight", vec![c], Init::Ones),
-                ("ln_2.bias", vec![c], Init::Zeros),
-                ("mlp.c_fc.weight", vec![4 * c, c], matrix),
-                ("mlp.c_fc.bias", vec![4 * c], Init::Zeros),
-                ("mlp.c_proj.weight", vec![c, 4 * c], residual),
-                ("mlp.c_proj.bias", vec![c], Init::Zeros),
-            ],
-        ));
+        let mut tensors = vec![
+            ("ln_1.weight", vec![c], Init::Ones),
+            ("ln_1.bias", vec![c], Init::Zeros),
+            ("attn.c_attn.weight", vec![3 * c, c], matrix),
+            ("attn.c_attn.bias", vec![3 * c], Init::Zeros),
+            ("attn.c_proj.weight", vec![c, c], residual),
+            ("attn.c_proj.bias", vec![c], Init::Zeros),
+            ("ln_2.weight", vec![c], Init::Ones),
+            ("ln_2.bias", vec![c], Init::Zeros),
+            ("mlp.c_fc.weight", vec![4 * c, c], matrix),
+            ("mlp.c_fc.bias", vec![4 * c], Init::Zeros),
+            ("mlp.c_proj.weight", vec![c, 4 * c], residual),
+            ("mlp.c_proj.bias", vec![c], Init::Zeros),
+        ];
+        tensors.retain(|(name, ..)| model.qkv_bias || *name != "attn.c_attn.bias");
+        all.push(segment(&format!("h.{layer}"), tensors));
     }
     if model.norm == Norm::Pre {
         all.push(segment("ln_f", vec![("weight", vec![c], Init::Ones), ("bias", vec![c], Init::Zeros)]));
@@ -141,8 +140,8 @@ mod tests {
 
     #[test]
     fn segments_hold_every_parameter_and_the_padded_rows() {
-        for norm in [Norm::Pre, Norm::Post] {
-            let model = ModelConfig { norm, ..odd_model() };
+        for (norm, qkv_bias) in [(Norm::Pre, true), (Norm::Post, true), (Norm::Pre, false)] {
+            let model = ModelConfig { norm, qkv_bias, ..odd_model() };
             let held: usize = segments(&model).iter().flat_map(|s| &s.tensors).map(TensorSpec::numel).sum();
             let padding = (model.padded_vocab_size() - model.vocab_size) * model.n_embd;
             assert_eq!(held as u64, model.parameters() + padding as u64);

@@ -5,6 +5,7 @@ use crate::data::DataArgs;
 use crate::doctor::DoctorArgs;
 use clap::{Args, Parser, Subcommand};
 use configs::Fault;
+use std::ffi::OsString;
 
 /// Trains GPT models on MPI ranks that advance in lockstep.
 #[derive(Debug, Parser)]
@@ -28,8 +29,19 @@ pub enum Command {
     Watch(WatchArgs),
     /// Write what a run measured in another program's form.
     ExportMetrics(ExportMetricsArgs),
+    /// Write text with a trained model.
+    #[command(disable_help_flag = true)]
+    Generate(HandedOn),
     /// List, verify, show, prune and compare checkpoints, and prove that a run resumes bit for bit.
     Checkpoint(CheckpointArgs),
+}
+
+/// A command that needs tensors: its arguments are `phalanx-rank`'s, which has the help for them too.
+#[derive(Debug, Args)]
+pub struct HandedOn {
+    /// As given.
+    #[arg(trailing_var_arg = true, allow_hyphen_values = true, value_name = "ARGUMENTS")]
+    pub arguments: Vec<OsString>,
 }
 
 /// `phalanx train`

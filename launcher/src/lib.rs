@@ -13,6 +13,7 @@ pub mod data;
 pub mod doctor;
 mod error;
 pub mod gauges;
+pub mod hand_on;
 mod hosts;
 pub mod listen;
 pub mod live;

@@ -12,6 +12,7 @@ fn main() -> ExitCode {
         Command::Doctor(args) => launcher::doctor::run(&args),
         Command::Watch(args) => launcher::live::watch(&args),
         Command::ExportMetrics(args) => launcher::live::export_metrics(&args),
+        Command::Generate(args) => launcher::hand_on::run("generate", &args),
         Command::Checkpoint(args) => launcher::checkpoint::run(&args),
     };
     let exit = result.unwrap_or_else(|error| {

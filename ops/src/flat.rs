@@ -48,11 +48,16 @@ impl Weights {
     /// # Panics
     /// There is none: layouts are data, but what computes on them is not.
     pub fn tensor(&self, name: &str) -> &Tensor {
+        self.get(name).unwrap_or_else(|| panic!("segment {} has no tensor {name}", self.spec.name))
+    }
+
+    /// The tensor of that name, if the segment has one.
+    pub fn get(&self, name: &str) -> Option<&Tensor> {
         let segment = self.spec.name.as_str();
         let within =
             |full: &str| full.strip_prefix(segment).and_then(|rest| rest.strip_prefix('.')) == Some(name);
-        let i = self.spec.tensors.iter().position(|tensor| within(&tensor.name));
-        &self.tensors[i.unwrap_or_else(|| panic!("segment {segment} has no tensor {name}"))]
+        let i = self.spec.tensors.iter().position(|tensor| within(&tensor.name))?;
+        Some(&self.tensors[i])
     }
 
     /// Makes views of `grad`, `[numel]` of the same kind, the gradients of the tensors: the next

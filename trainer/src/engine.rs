@@ -128,6 +128,11 @@ impl<'a> Engine<'a> {
         &mut self.parameters
     }
 
+    /// The model and its weights, for what runs it in a way of its own.
+    pub(crate) fn parts_mut(&mut self) -> (&Gpt, &mut Parameters<'a>) {
+        (&self.model, &mut self.parameters)
+    }
+
     /// The gradients, after [`Engine::finish`].
     pub fn gradients(&self) -> &Gradients<'a> {
         &self.gradients

@@ -160,6 +160,14 @@ pub enum TrainError {
         /// Where it should have gone.
         folder: PathBuf,
     },
+    /// Something was asked for that cannot be had.
+    #[error("{what}\nhint: {hint}")]
+    Refused {
+        /// What, where, got and expected.
+        what: String,
+        /// What to do.
+        hint: String,
+    },
     /// The run folder cannot be used.
     #[error(transparent)]
     Folder(#[from] FileError),
@@ -206,6 +214,7 @@ impl TrainError {
             | TrainError::NotFinite { .. }
             | TrainError::SpikesGoOn { .. }
             | TrainError::FaultyRank { .. }
+            | TrainError::Refused { .. }
             | TrainError::Unlike { .. }
             | TrainError::Comm(
                 CommError::NoCommonWorld { .. }

@@ -16,6 +16,7 @@ mod optimizer;
 mod replicas;
 mod stop;
 mod timing;
+mod trained;
 mod weights;
 
 mod alike;
@@ -34,7 +35,7 @@ mod metrics;
 mod report;
 
 mod error;
-mod generate;
+pub mod generate;
 mod gpu_check;
 
 pub mod bench;
@@ -43,7 +44,6 @@ mod doctor;
 pub use doctor::doctor;
 pub use engine::{Engine, Gradient, MicroBatch};
 pub use error::TrainError;
-pub use generate::{Sampling, generate};
 pub use gpu_check::{Part, gpu_check, gpu_check_report};
 pub use gradients::{Gradients, OwnSquares};
 pub use inject::Faults;
@@ -54,4 +54,5 @@ pub use pulse::Pulse;
 pub use stop::StopFlag;
 pub use timing::{Phase, PhaseSeconds, Timing};
 pub use train::{Process, train};
+pub use trained::{NO_TOKENIZER, Trained};
 pub use weights::Parameters;

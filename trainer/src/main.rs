@@ -11,6 +11,7 @@ use std::time::Duration;
 use tch::Kind;
 use trainer::bench::AttentionBench;
 use trainer::checkpoint::commands;
+use trainer::generate::{GenerateArgs, generate_command};
 use trainer::{Faults, Log, Part, Process, Pulse, StopFlag, TrainError, heartbeat};
 
 /// One rank of a Phalanx run. `phalanx` starts it; so do mpirun and srun.
@@ -34,6 +35,8 @@ enum Command {
     /// Look after a run's checkpoints: what `phalanx checkpoint` runs
     #[command(subcommand, hide = true)]
     Checkpoint(AskCheckpoint),
+    /// Write text with a trained model: what `phalanx generate` runs
+    Generate(GenerateArgs),
     /// Compare a GPU with the CPU, and time it: `scripts/gpu-check` runs the parts
     #[command(hide = true)]
     GpuCheck(GpuCheckArgs),
@@ -84,6 +87,15 @@ enum Bench {
     },
     /// Attention patterns, forward and backward on the CPU, against libtorch's dense causal attention
     Attention {
+        /// Threads that compute
+        #[arg(long, default_value_t = 2)]
+        threads: usize,
+        /// Measured turns of each side
+        #[arg(long, default_value_t = 5)]
+        turns: usize,
+    },
+    /// What a token costs by its position, dense, alternating and banded
+    Decode {
         /// Threads that compute
         #[arg(long, default_value_t = 2)]
         threads: usize,
@@ -207,6 +219,7 @@ fn main() {
     let outcome = match &cli.command {
         Command::Train(args) => train(args, &mut comm, stop, log, pulse),
         Command::Checkpoint(ask) => Ok(checkpoint(ask)),
+        Command::Generate(args) => generate_command(args, &*comm).map(|()| Exit::Done),
         Command::Bench(what) => bench(what, &*comm),
         Command::Doctor => doctor(&*comm),
         Command::GpuCheck(args) => gpu_check(args, &mut comm),
@@ -296,6 +309,9 @@ fn bench(what: &Bench, comm: &dyn Communicator) -> Result<Exit, TrainError> {
         Bench::Attention { threads, turns } => {
             let bench = AttentionBench { threads: *threads, turns: *turns, ..AttentionBench::default() };
             ("attention".to_string(), bench.run()?)
+        }
+        Bench::Decode { threads, turns } => {
+            ("decode".to_string(), trainer::bench::decode(comm, *threads, *turns)?)
         }
         Bench::BandMemory { dtype, seq_len } => {
             let kind = match dtype {

@@ -73,10 +73,30 @@ impl Gpt {
         dropout.map(|dropout| dropout.mask(0, place::EMBEDDING, x))
     }
 
+    /// As [`Gpt::embed`], with the position of every token, `[B, T]` i64.
+    pub(crate) fn embed_at(&self, wte: &Weights, wpe: &Weights, tokens: &Tensor, at: &Tensor) -> Tensor {
+        let row = |weights: &Weights, ids: &Tensor| {
+            Tensor::embedding(weights.tensor("weight"), ids, -1, false, false)
+        };
+        row(wte, tokens) + row(wpe, at)
+    }
+
     /// One block: `[B, T, C]` to `[B, T, C]`.
     pub(crate) fn block(&self, layer: usize, p: &Weights, x: &Tensor, pass: Pass<'_>) -> Tensor {
         let after = |y: Tensor, place: u32| dropped(y, pass.dropout, layer as u32, place);
-        let attention = |x: &Tensor| after(self.attention(layer, p, x, pass), place::AFTER_ATTENTION);
+        self.block_around(p, x, |[q, k, v]| self.attend(layer, &q, &k, &v, pass), after)
+    }
+
+    /// One block around an attention of the caller's, who is given queries, keys and values `[B, H, T, D]`
+    /// and returns as much. `after` sees what each sublayer adds to the stream.
+    pub(crate) fn block_around(
+        &self,
+        p: &Weights,
+        x: &Tensor,
+        attend: impl FnOnce([Tensor; 3]) -> Tensor,
+        after: impl Fn(Tensor, u32) -> Tensor,
+    ) -> Tensor {
+        let attention = |x: &Tensor| after(self.attention(p, x, attend), place::AFTER_ATTENTION);
         let mlp = |x: &Tensor| {
             let hidden = linear(p, "mlp.c_fc", x).gelu("tanh");
             after(linear(p, "mlp.c_proj", &hidden), place::AFTER_MLP)
@@ -93,21 +113,25 @@ impl Gpt {
         }
     }
 
-    fn attention(&self, layer: usize, p: &Weights, x: &Tensor, pass: Pass<'_>) -> Tensor {
+    fn attention(&self, p: &Weights, x: &Tensor, attend: impl FnOnce([Tensor; 3]) -> Tensor) -> Tensor {
         let [b, t, c] = x.size()[..] else { panic!("a residual stream is [B, T, C]") };
         let heads = [b, t, self.config.n_head as i64, self.config.head_dim() as i64];
         let qkv = linear(p, "attn.c_attn", x).split(c, 2); // three of [B, T, C]
-        let [q, k, v] = [0, 1, 2].map(|i: usize| qkv[i].view(heads).transpose(1, 2)); // [B, H, T, D]
-        let pattern = self.config.pattern(layer);
-        let y = match pass.dropout {
-            None => ops::attention(&q, &k, &v, pattern, pass.documents),
-            Some(dropout) => {
-                let like = Tensor::empty([b, heads[2], t, t], (x.kind(), x.device()));
-                let mask = dropout.mask(layer as u32, place::ATTENTION, &like);
-                ops::attention_with_mask(&q, &k, &v, pattern, pass.documents, &mask)
-            }
-        };
+        let y = attend([0, 1, 2].map(|i: usize| qkv[i].view(heads).transpose(1, 2))); // [B, H, T, D]
         linear(p, "attn.c_proj", &y.transpose(1, 2).reshape([b, t, c]))
+    }
+
+    /// Attention over a whole sequence, by the layer's pattern: `[B, H, T, D]` to the same.
+    pub(crate) fn attend(&self, layer: usize, q: &Tensor, k: &Tensor, v: &Tensor, pass: Pass<'_>) -> Tensor {
+        let pattern = self.config.pattern(layer);
+        let Some(dropout) = pass.dropout else { return ops::attention(q, k, v, pattern, pass.documents) };
+        let [b, h, t, _] = q.size()[..] else { panic!("queries are [B, H, T, D]") };
+        let mask = dropout.mask(
+            layer as u32,
+            place::ATTENTION,
+            &Tensor::empty([b, h, t, t], (q.kind(), q.device())),
+        );
+        ops::attention_with_mask(q, k, v, pattern, pass.documents, &mask)
     }
 
     /// The norm before the head: `[B, T, C]` to `[B, T, C]`.
@@ -132,7 +156,7 @@ pub(crate) fn embed_backward(tokens: &Tensor, grad: &Tensor, wte_grad: &Tensor, 
 }
 
 fn linear(p: &Weights, name: &str, x: &Tensor) -> Tensor {
-    x.linear(p.tensor(&format!("{name}.weight")), Some(p.tensor(&format!("{name}.bias"))))
+    x.linear(p.tensor(&format!("{name}.weight")), p.get(&format!("{name}.bias")))
 }
 
 /// `prefix` is the norm's name and a dot, or nothing where the segment is the norm.

@@ -7,7 +7,7 @@ use crate::engine::Engine;
 use crate::error::TrainError;
 use crate::evaluation::Validation;
 use crate::gauges::Gauges;
-use crate::generate::{Sampling, generate};
+use crate::generate::{Generation, Sampling, generate};
 use crate::guard::{self, MOST_SKIPS, Spike};
 use crate::inject::Faults;
 use crate::metrics::{FailureReport, PassageReport, RewindReport, StartReport};
@@ -27,7 +27,12 @@ use tch::{Device, Kind};
 use tracing::{debug, info, warn};
 
 /// What a run writes of its own at the end.
-const SAMPLE: Sampling = Sampling { temperature: 0.7, top_k: 50, n_tokens: 400, seed: 1 };
+const SAMPLE: Generation = Generation {
+    sampling: Sampling { temperature: 0.7, top_k: 50, top_p: 1.0, seed: 1 },
+    max_tokens: 400,
+    end: None,
+    first_text: 0,
+};
 
 /// Passages of documents that `metrics.jsonl` names of a batch that is left out.
 const MOST_PASSAGES: usize = 64;
@@ -110,7 +115,7 @@ impl<'a> Run<'a> {
         }
         let step = resume.as_ref().map_or(0, |loaded| loaded.state().step);
         let plan = config.batches().plan(step, comm.world_size())?;
-        let generation = claim(&folder, config, comm)?;
+        let generation = claim(&folder, config, &tokenizer, comm)?;
         let saver = Saver::new(comm, &folder, generation, &config.checkpoint, template);
         let mut reporter = Reporter::open(&folder.metrics_path(), config, comm.rank())?;
         reporter.show(Gauges::serve(config, comm.place(), &process.pulse));
@@ -314,8 +319,9 @@ impl<'a> Run<'a> {
             return Ok(());
         }
         // A document begins after the end of another.
-        let prompt = [i64::from(self.tokenizer.end_of_text())];
-        let tokens = generate(engine, &prompt, SAMPLE)?;
+        let prompt = vec![i64::from(self.tokenizer.end_of_text())];
+        let (model, parameters) = engine.parts_mut();
+        let tokens = generate(model, parameters, &[prompt], &SAMPLE, &mut |_, _| {})?.concat();
         if self.comm.rank() > 0 {
             return Ok(()); // took part only because the weights are everybody's
         }
@@ -333,6 +339,7 @@ impl<'a> Run<'a> {
 pub(crate) fn claim(
     folder: &RunFolder,
     config: &RunConfig,
+    tokenizer: &Tokenizer,
     comm: &dyn Communicator,
 ) -> Result<u64, TrainError> {
     let mut generation = Vec::new();
@@ -340,6 +347,8 @@ pub(crate) fn claim(
         let claimed = folder.claim_generation()?;
         Publisher::new(folder, claimed).clear_unfinished()?;
         folder.write_config(&config.to_toml())?;
+        // So that the model can be used where the data is not.
+        tokenizer.write_into(folder.dir())?;
         generation = claimed.to_le_bytes().to_vec();
     }
     comm.broadcast_bytes(&mut generation, 0)?;

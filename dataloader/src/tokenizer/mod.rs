@@ -98,8 +98,9 @@ impl Tokenizer {
         Tokenizer::Bpe(Arc::new(Table { digest, kind: TableKind::Bpe(Box::new(table)) }))
     }
 
-    /// The tokenizer of that id in a data set's folder.
-    pub(crate) fn in_folder(folder: &Path, id: &str) -> Option<Result<Tokenizer, DataError>> {
+    /// The tokenizer of that id in a folder that [`Tokenizer::write_into`] wrote to; none where no tokenizer
+    /// has the id.
+    pub fn in_folder(folder: &Path, id: &str) -> Option<Result<Tokenizer, DataError>> {
         match id {
             "bpe" => Some(Tokenizer::load(&folder.join(BPE_FILE))),
             "wordpiece" => Some(Tokenizer::load(&folder.join(WORDPIECE_FILE))),
@@ -111,7 +112,7 @@ impl Tokenizer {
     ///
     /// # Errors
     /// Those of the file system.
-    pub(crate) fn write_into(&self, folder: &Path) -> Result<(), DataError> {
+    pub fn write_into(&self, folder: &Path) -> Result<(), DataError> {
         match self {
             Tokenizer::Bytes | Tokenizer::Gpt2 => Ok(()),
             Tokenizer::Bpe(_) => self.save(&folder.join(BPE_FILE)),

@@ -3,6 +3,7 @@
 
 mod attention;
 mod collectives;
+mod decode;
 mod memory;
 mod overlap;
 mod save;
@@ -11,6 +12,7 @@ mod switch;
 
 pub use attention::{AttentionBench, band_memory};
 pub use collectives::collectives;
+pub use decode::decode;
 pub use memory::memory;
 pub use overlap::overlap;
 pub use save::save;

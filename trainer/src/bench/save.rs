@@ -40,7 +40,7 @@ pub fn save(
 ) -> Result<Vec<Case>, TrainError> {
     let setup = Setup::of(config, comm.world_size(), true, false)?;
     let run = RunFolder::open(folder)?;
-    let generation = claim(&run, config, comm)?;
+    let generation = claim(&run, config, &dataloader::Tokenizer::Bytes, comm)?;
     let mut bench = Bench {
         comm,
         steps: Steps::new(config, &setup, comm)?,

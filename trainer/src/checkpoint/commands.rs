@@ -5,7 +5,7 @@
 use super::publish::remove_published;
 use super::read::{Checkpoints, Loaded};
 use super::slice::StateKind;
-use super::{CheckpointError, Manifest, published_step, unfinished_step};
+use super::{CheckpointError, Manifest, one_of, unfinished_step};
 use crate::run_folder::{RunFolder, folder_names, unix_seconds};
 use configs::{CheckpointConfig, Exit};
 use std::fmt::{Display, Write};
@@ -222,11 +222,8 @@ fn chosen(checkpoints: &Checkpoints, run: &Path, step: Option<u64>) -> Result<Ve
 /// A step's checkpoint, or the newest whose manifest and lengths are right. `run` may be the folder of
 /// a checkpoint, too.
 fn one(run: &Path, step: Option<u64>) -> Result<Loaded, CheckpointError> {
-    let name = run.file_name().map(|name| name.to_string_lossy());
-    if let (None, Some(step), Some(parent)) =
-        (step, name.and_then(|name| published_step(&name)), run.parent().and_then(Path::parent))
-    {
-        return of_run(parent)?.read(step);
+    if let (None, (parent, Some(step))) = (step, one_of(run, step)) {
+        return of_run(&parent)?.read(step);
     }
     let checkpoints = of_run(run)?;
     let mut steps = chosen(&checkpoints, run, step)?;

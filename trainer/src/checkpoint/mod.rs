@@ -36,6 +36,7 @@ pub use slice::{Slice, SliceError, SliceSpec, StateKind};
 pub use write::{CheckpointWriter, Snapshot, Written};
 
 use crate::run_folder::RunFolder;
+use std::path::{Path, PathBuf};
 
 /// What the names of folders that are not (or no longer) checkpoints end in.
 const UNFINISHED: &str = ".tmp";
@@ -63,6 +64,17 @@ fn published_step(name: &str) -> Option<u64> {
 fn unfinished_step(name: &str) -> Option<u64> {
     let name = name.strip_suffix(UNFINISHED)?;
     published_step(name.strip_suffix(SET_ASIDE).unwrap_or(name))
+}
+
+/// Which checkpoint a path means: that of a step, or the newest, of a run's folder; or the one whose own folder
+/// it is.
+pub(crate) fn one_of(path: &Path, step: Option<u64>) -> (PathBuf, Option<u64>) {
+    let name = path.file_name().map(|name| name.to_string_lossy());
+    let run = path.parent().and_then(Path::parent);
+    match (step, name.and_then(|name| published_step(&name)), run) {
+        (None, Some(step), Some(run)) => (run.to_path_buf(), Some(step)),
+        _ => (path.to_path_buf(), step),
+    }
 }
 
 /// Refuses to go on when another start of the run has taken over.
