@@ -14,6 +14,7 @@ mod dropout;
 mod error;
 mod exact_sum;
 mod flat;
+pub mod gpu_health;
 mod gradient_tree;
 mod loss;
 mod shim;

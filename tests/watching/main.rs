@@ -5,6 +5,10 @@
 #[path = "../support/mod.rs"]
 mod support;
 
+mod browser;
+mod export;
+mod prometheus;
+mod restarts;
 mod rules;
 mod web;
 

@@ -10,9 +10,11 @@ use crate::timing::PhaseSeconds;
 use configs::{LAUNCHER_VARIABLE, RunConfig};
 use monitor::{FolderGauges, Page, Reply, Server, exposition};
 use ops::collectives::Place;
+use ops::gpu_health::{Gpu, Health};
 use prometheus::core::Collector;
 use prometheus::{Gauge, GaugeVec, Histogram, HistogramOpts, HistogramVec, IntCounter, Opts, Registry};
 use std::collections::HashMap;
+use tch::Device;
 use tracing::{debug, warn};
 
 /// Upper bounds of the buckets of a phase, seconds: four for each factor of ten, which is fine enough to tell a
@@ -34,10 +36,16 @@ pub(crate) struct Gauges {
 }
 
 impl Gauges {
-    /// Serves them at `metrics.listen`, from threads of their own. A run does not fail for want of a port.
-    pub(crate) fn serve(config: &RunConfig, place: &Place, pulse: &Pulse) -> Option<Gauges> {
+    /// Serves them at `metrics.listen`, from threads of their own, for a run that goes on after `step` updates.
+    /// A run does not fail for want of a port.
+    pub(crate) fn serve(
+        config: &RunConfig,
+        step: u64,
+        (place, device): (&Place, Device),
+        pulse: &Pulse,
+    ) -> Option<Gauges> {
         let address = config.metrics.listen.rank(place.local_rank)?;
-        let (gauges, served) = match Gauges::new(config, place.rank, pulse) {
+        let (gauges, served) = match Gauges::new(config, step, (place.rank, device), pulse) {
             Ok(made) => made,
             Err(error) => {
                 warn!("no metrics are served: {error}");
@@ -60,28 +68,26 @@ impl Gauges {
         }
     }
 
-    fn new(config: &RunConfig, rank: usize, pulse: &Pulse) -> prometheus::Result<(Gauges, Served)> {
+    fn new(
+        config: &RunConfig,
+        step: u64,
+        (rank, device): (usize, Device),
+        pulse: &Pulse,
+    ) -> prometheus::Result<(Gauges, Served)> {
         let labels = HashMap::from([("rank".to_string(), rank.to_string())]);
         let own = Registry::new_custom(None, Some(labels))?;
         let run = Registry::new();
         let gauges = Gauges {
             own: Own::new(&own)?,
-            totals: if rank == 0 { Some(Totals::new(config, &run)?) } else { None },
+            totals: if rank == 0 { Some(Totals::new(config, step, &run)?) } else { None },
         };
         // Under `phalanx train` the launcher looks at the folder.
         let looks = rank == 0 && std::env::var_os(LAUNCHER_VARIABLE).is_none();
         let folder = if looks { Some(FolderGauges::new(&config.run.dir, &run)?) } else { None };
         let process = Process::new(&own, pulse.clone())?;
+        let gpu = Gpu::of(device).map(|gpu| GpuGauges::new(&own, gpu)).transpose()?;
         let page = (rank == 0).then(|| Page::of([config.run.dir.display().to_string()]));
-        Ok((gauges, Served { own, run, process, folder, page }))
-    }
-
-    /// The run goes on from here.
-    pub(crate) fn start(&self, step: u64, tokens: u64) {
-        if let Some(totals) = &self.totals {
-            totals.step.set(step as f64);
-            totals.tokens.inc_by(tokens);
-        }
+        Ok((gauges, Served { own, run, process, gpu, folder, page }))
     }
 
     /// A step, told or not.
@@ -121,6 +127,7 @@ struct Served {
     own: Registry,
     run: Registry,
     process: Process,
+    gpu: Option<GpuGauges>,
     folder: Option<FolderGauges>,
     /// The live page, on rank 0.
     page: Option<Page>,
@@ -131,6 +138,7 @@ impl Served {
         match target {
             "/metrics" => {
                 self.process.look();
+                self.gpu.iter().for_each(GpuGauges::look);
                 self.folder.iter().for_each(FolderGauges::look);
                 exposition(&[&self.run, &self.own])
             }
@@ -188,7 +196,8 @@ struct Totals {
 }
 
 impl Totals {
-    fn new(config: &RunConfig, registry: &Registry) -> prometheus::Result<Totals> {
+    /// After `step` updates: whoever looks before the next one is not told that nothing has been seen.
+    fn new(config: &RunConfig, step: u64, registry: &Registry) -> prometheus::Result<Totals> {
         let gauge = |name: &str, help: &str| gauge(registry, name, help);
         let not_yet = |name: &str, help: &str| {
             let gauge = gauge(name, help)?;
@@ -206,7 +215,7 @@ impl Totals {
             "phalanx_checkpoint_seconds",
             "Time from a checkpoint's snapshot to its rename.",
         );
-        Ok(Totals {
+        let totals = Totals {
             loss: not_yet("phalanx_loss", "Training loss of the last step, nats per target.")?,
             grad_norm: not_yet("phalanx_grad_norm", "Global L2 norm of the gradient, before clipping.")?,
             lr: not_yet("phalanx_learning_rate", "Learning rate of the last step.")?,
@@ -239,7 +248,10 @@ impl Totals {
             )?,
             spikes: counter("phalanx_spikes_total", "Spikes after which this start of the run went back.")?,
             spike_loss: gauge("phalanx_spike_loss", "Loss of the last of them; 0 without one.")?,
-        })
+        };
+        totals.step.set(step as f64);
+        totals.tokens.inc_by(config.batches().tokens_before(step));
+        Ok(totals)
     }
 
     fn step(&self, report: &StepReport) {
@@ -291,6 +303,44 @@ impl Process {
     }
 }
 
+/// The GPU of a rank that has one, when somebody asks.
+struct GpuGauges {
+    gpu: Gpu,
+    utilization: Gauge,
+    temperature: Gauge,
+    power: Gauge,
+    memory: Gauge,
+}
+
+impl GpuGauges {
+    fn new(registry: &Registry, gpu: Gpu) -> prometheus::Result<GpuGauges> {
+        let gauge = |name: &str, help: &str| gauge(registry, name, help);
+        Ok(GpuGauges {
+            gpu,
+            utilization: gauge(
+                "phalanx_gpu_utilization_ratio",
+                "Share of the driver's last sampling period in which the GPU computed.",
+            )?,
+            temperature: gauge("phalanx_gpu_temperature_celsius", "Temperature of the GPU's chip.")?,
+            power: gauge("phalanx_gpu_power_watts", "Power that the GPU draws.")?,
+            memory: gauge("phalanx_gpu_memory_used_bytes", "Memory of the GPU in use, by all processes.")?,
+        })
+    }
+
+    fn look(&self) {
+        let Health { utilization_ratio, temperature_celsius, power_watts, memory_used_bytes } =
+            self.gpu.look();
+        for (gauge, value) in [
+            (&self.utilization, utilization_ratio),
+            (&self.temperature, temperature_celsius),
+            (&self.power, power_watts),
+            (&self.memory, memory_used_bytes),
+        ] {
+            gauge.set(value.unwrap_or(f64::NAN));
+        }
+    }
+}
+
 fn gauge(registry: &Registry, name: &str, help: &str) -> prometheus::Result<Gauge> {
     registered(registry, Gauge::with_opts(Opts::new(name, help))?)
 }
@@ -333,8 +383,9 @@ mod tests {
 
     #[test]
     fn rank_0_shows_the_runs_totals_and_every_rank_its_own_numbers() {
-        let (gauges, page) = Gauges::new(&config(), 0, &Pulse::default()).unwrap();
-        gauges.start(6, 6 * 1024);
+        let (gauges, page) = Gauges::new(&config(), 6, (0, Device::Cpu), &Pulse::default()).unwrap();
+        let seen = config().batches().tokens_before(6);
+        assert!(shown(&page).contains(&format!("phalanx_tokens_total {seen}\n")));
         gauges.step(&report(7, 2.5));
         page.process.look();
         let text = shown(&page);
@@ -351,17 +402,19 @@ mod tests {
         ] {
             assert!(text.lines().any(|shown| shown == line), "{line} is not in\n{text}");
         }
-        let (gauges, page) = Gauges::new(&config(), 3, &Pulse::default()).unwrap();
+        let (gauges, page) = Gauges::new(&config(), 0, (3, Device::Cpu), &Pulse::default()).unwrap();
         gauges.step(&report(7, 2.5));
         let text = shown(&page);
         assert!(
-            text.contains("phalanx_rank_step_seconds{rank=\"3\"} 0.375") && !text.contains("phalanx_loss")
+            text.contains("phalanx_rank_step_seconds{rank=\"3\"} 0.375")
+                && !text.contains("phalanx_loss")
+                && !text.contains("phalanx_gpu")
         );
     }
 
     #[test]
     fn tokens_never_count_back_and_a_loss_that_is_no_number_is_shown_as_one() {
-        let (gauges, page) = Gauges::new(&config(), 0, &Pulse::default()).unwrap();
+        let (gauges, page) = Gauges::new(&config(), 0, (0, Device::Cpu), &Pulse::default()).unwrap();
         gauges.step(&report(7, 2.5));
         gauges.rewind(80.0);
         gauges.step(&report(5, f64::NAN));
@@ -375,7 +428,7 @@ mod tests {
 
     #[test]
     fn what_memory_the_process_has_is_looked_up_when_somebody_asks() {
-        let (_, page) = Gauges::new(&config(), 0, &Pulse::default()).unwrap();
+        let (_, page) = Gauges::new(&config(), 0, (0, Device::Cpu), &Pulse::default()).unwrap();
         page.process.look();
         assert!(page.process.resident.get() > 1e6 && page.process.peak.get() >= page.process.resident.get());
         let shown = |path: &str| format!("{:?}", page.answer(path));

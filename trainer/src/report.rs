@@ -60,9 +60,6 @@ impl Reporter {
             if report.world_size == 1 { "rank" } else { "ranks" },
             report.peak_flops / 1e9,
         );
-        if let Some(gauges) = &self.gauges {
-            gauges.start(report.step, self.batches.tokens_before(report.step));
-        }
         self.write(Event::Start(report))
     }
 

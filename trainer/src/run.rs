@@ -118,7 +118,7 @@ impl<'a> Run<'a> {
         let generation = claim(&folder, config, &tokenizer, comm)?;
         let saver = Saver::new(comm, &folder, generation, &config.checkpoint, template);
         let mut reporter = Reporter::open(&folder.metrics_path(), config, comm.rank())?;
-        reporter.show(Gauges::serve(config, comm.place(), &process.pulse));
+        reporter.show(Gauges::serve(config, step, (comm.place(), device), &process.pulse));
         let mut peak = [ops::device::peak_flops(device, kind)];
         comm.all_reduce_f64(&mut peak)?;
         let [peak_flops] = peak;
