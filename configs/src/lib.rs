@@ -1,7 +1,7 @@
 //! What a run is, as data, and all that follows from it by arithmetic.
 //!
 //! Owns the typed configuration, batch arithmetic, attention patterns, the model's
-//! layout in segments, memory and traffic, the learning-rate schedule, counted random numbers, exit codes, and
+//! layout in segments, memory, traffic and the acts of a step, plans of runs, the learning-rate schedule, counted random numbers, exit codes, and
 //! what ranks and launcher tell each other.
 //! Refuses to know tensors, processes and networks: no torch, no MPI, and no I/O but
 //! reading TOML.
@@ -18,6 +18,7 @@ mod model;
 mod parallel;
 mod pattern;
 mod pieces;
+pub mod plan;
 mod ramp;
 mod random;
 mod raw;
@@ -25,6 +26,7 @@ mod run;
 mod schedule;
 mod segments;
 mod shards;
+mod step;
 mod traffic;
 
 pub use batch::{BatchError, BatchPlan, Leaves};
@@ -36,7 +38,7 @@ pub use heartbeat::{
 };
 pub use listen::Listen;
 pub use load::{ConfigError, Problem, load, parse};
-pub use memory::{Memory, Setup};
+pub use memory::{Memory, Setup, logits_at_once};
 pub use model::{ModelConfig, Norm};
 pub use parallel::{Device, Dtype, ParallelConfig, Recompute, Shard};
 pub use pattern::{Pattern, PatternError};
@@ -51,4 +53,5 @@ pub use run::{
 pub use schedule::{Budget, Schedule, ScheduleKind};
 pub use segments::{Init, SegmentSpec, TensorSpec, segments};
 pub use shards::{SLICE_ALIGN, owned_range, slice_numel};
+pub use step::{Act, Call, Cargo, Collective, Work, step_acts};
 pub use traffic::StepTraffic;

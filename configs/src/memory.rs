@@ -5,6 +5,17 @@ use crate::{BatchError, ModelConfig, Norm, Recompute, RunConfig, SegmentSpec, Sh
 
 const FP32: u64 = 4;
 
+/// Logits that the loss holds at once, in elements of fp32: a chunk of rows. On the CPU 16 MiB; in bf16, where
+/// each chunk's weight gradient is a pass of its own over that of all, 128; on a GPU, which products of few
+/// rows leave idle, 1 GiB.
+pub fn logits_at_once(on_gpu: bool, bf16: bool) -> usize {
+    match (on_gpu, bf16) {
+        (true, _) => 1 << 28,
+        (false, true) => 1 << 25,
+        (false, false) => 1 << 22,
+    }
+}
+
 /// How the ranks of a run share its work.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Setup {
@@ -54,7 +65,7 @@ impl Setup {
     }
 
     /// Elements of a segment that the fullest rank owns.
-    fn owned(&self, segment: &SegmentSpec) -> u64 {
+    pub(crate) fn owned(&self, segment: &SegmentSpec) -> u64 {
         owned_range(segment.numel, 0, self.world_size).len() as u64
     }
 }
@@ -142,7 +153,7 @@ fn passing(all: &[SegmentSpec], n_layer: usize, setup: &Setup) -> u64 {
 
 /// What autograd keeps of a block, in elements a token: the inputs of its norms, of the four products, of
 /// attention and of the GELU, and attention's output.
-fn block_activations(model: &ModelConfig) -> u64 {
+pub(crate) fn block_activations(model: &ModelConfig) -> u64 {
     let c = model.n_embd as u64;
     let heads = model.n_head as u64;
     // x, norm, attention's output, x + attention, norm: 5 C; before and after the GELU: 8 C.

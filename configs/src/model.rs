@@ -91,16 +91,25 @@ impl ModelConfig {
         (self.vocab_size + self.seq_len) as u64 * c + self.n_layer as u64 * block + last_norm
     }
 
+    /// Floating-point operations of a block's forward pass over one sequence: its matrix products, and of
+    /// attention two products for each pair that its pattern keeps (scores, weighted values), each 2 C over
+    /// all heads. A multiply-add counts 2.
+    pub fn block_flops(&self, layer: usize) -> f64 {
+        let (c, t) = (self.n_embd as f64, self.seq_len as f64);
+        24.0 * c * c * t + 4.0 * c * self.pattern(layer).pairs(self.seq_len) as f64
+    }
+
+    /// The same of the head.
+    pub fn head_flops(&self) -> f64 {
+        2.0 * (self.seq_len * self.n_embd) as f64 * self.vocab_size as f64
+    }
+
     /// Floating-point operations of forward and backward over one sequence: the matrix products,
     /// head included, attention by the pairs its pattern keeps, nothing for recomputation.
-    /// A multiply-add counts 2, the backward pass twice the forward.
+    /// The backward pass counts twice the forward.
     pub fn flops_per_sequence(&self) -> f64 {
-        let (c, t) = (self.n_embd as f64, self.seq_len as f64);
-        let products = 2.0 * t * (12.0 * c * c * self.n_layer as f64 + c * self.vocab_size as f64);
-        let pairs: u64 = (0..self.n_layer).map(|layer| self.pattern(layer).pairs(self.seq_len)).sum();
-        // Two products per pair (scores, weighted values), each 2 C over all heads.
-        let attention = 4.0 * c * pairs as f64;
-        3.0 * (products + attention)
+        let blocks: f64 = (0..self.n_layer).map(|layer| self.block_flops(layer)).sum();
+        3.0 * (blocks + self.head_flops())
     }
 }
 

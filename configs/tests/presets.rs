@@ -1,6 +1,7 @@
 //! The presets say what the papers say.
 #![allow(clippy::unwrap_used)] // unwrap is how a test fails
 
+use configs::plan::{Cluster, Machine, Plan, Question, RANK_HOURS_BETWEEN_FAILURES};
 use configs::{Memory, Norm, RunConfig, Setup, Shard, StepTraffic};
 use std::path::Path;
 
@@ -137,6 +138,27 @@ fn presets_fit_on_few_gpus_of_80_gb_and_their_first_batch_on_as_many_as_the_pape
         let memory = Memory::of(&run.model, &Setup::of(&run, few, false, true).unwrap());
         let needed = memory.state() + memory.activations;
         assert!(needed < 80_000_000_000, "{name} on {few} ranks takes {needed}: {memory:?}");
+    }
+}
+
+#[test]
+fn every_gpt3_preset_has_a_plan_that_fits_on_so_many_gpus_of_80_gb() {
+    let gpus = [1, 1, 1, 1, 1, 4, 8, 128];
+    for ((name, ..), ranks) in GPT3.into_iter().zip(gpus) {
+        for gpu in ["a100-80", "h100"] {
+            let machine = Machine::named(gpu, 1).unwrap();
+            let (between, per_node) = (machine.between.clone(), machine.per_node);
+            let cluster = Cluster { machine, between, per_node, disk_bytes_per_s: 2e9 };
+            let rank_hours_between_failures = RANK_HOURS_BETWEEN_FAILURES;
+            let question = Question { ranks, cluster, price: None, rank_hours_between_failures };
+            let plan = Plan::of(&preset(name), &question);
+            assert!(plan.modes[0].fits, "{name} as it is, on {ranks} {gpu}: {:?}", plan.modes[0].room);
+            let best = plan.best.unwrap();
+            assert!(
+                best.room.total <= 80_000_000_000 && best.mfu > 0.25,
+                "{name} on {ranks} {gpu}: {best:?}"
+            );
+        }
     }
 }
 

@@ -3,6 +3,7 @@
 use crate::checkpoint::CheckpointArgs;
 use crate::data::DataArgs;
 use crate::doctor::DoctorArgs;
+use crate::plan::PlanArgs;
 use clap::{Args, Parser, Subcommand};
 use configs::Fault;
 use std::ffi::OsString;
@@ -21,6 +22,8 @@ pub struct Cli {
 pub enum Command {
     /// Train a model, or go on where the run stopped.
     Train(TrainArgs),
+    /// Say what a run will take before it is paid for: memory, time, traffic, money.
+    Plan(PlanArgs),
     /// Make data sets from text, look into them and check them.
     Data(DataArgs),
     /// Look at machines, network and installation: what a run needs, with a verdict on each.

@@ -69,6 +69,18 @@ pub enum LaunchError {
     /// No run is there to be watched.
     #[error("{0}")]
     NothingToWatch(String),
+    /// A calibration that is not there, or is none.
+    #[error(
+        "--gpu measured: {}: {why}\n\
+         hint: mpirun -n RANKS phalanx-rank bench calibrate writes it, with as many ranks as a node has; data \
+         sheets need none: {}", file.display(), configs::plan::MACHINES.join(", ")
+    )]
+    Calibration {
+        /// The file.
+        file: PathBuf,
+        /// What is wrong with it.
+        why: String,
+    },
     /// The old run folder could not be moved aside.
     #[error("--fresh: {} could not be moved to {}", from.display(), to.display())]
     MoveAside {
@@ -107,6 +119,7 @@ pub fn exit_of(error: &anyhow::Error) -> Exit {
     let user_must_act = error.chain().any(|cause| {
         cause.is::<configs::ConfigError>()
             || cause.is::<configs::BatchError>()
+            || cause.is::<configs::plan::PlanError>()
             || cause.is::<dataloader::DataError>()
             || cause.is::<dataloader::PrepareError>()
             || cause.is::<monitor::ExportError>()

@@ -19,6 +19,7 @@ pub mod listen;
 pub mod live;
 pub mod mpirun;
 pub mod orphans;
+pub mod plan;
 pub mod progress;
 pub mod prove;
 pub mod restarts;

@@ -8,6 +8,7 @@ use std::process::ExitCode;
 fn main() -> ExitCode {
     let result = match Cli::parse().command {
         Command::Train(args) => launcher::train::run(&args),
+        Command::Plan(args) => launcher::plan::run(&args),
         Command::Data(args) => launcher::data::run(&args),
         Command::Doctor(args) => launcher::doctor::run(&args),
         Command::Watch(args) => launcher::live::watch(&args),

@@ -3,15 +3,6 @@
 
 use tch::{Kind, Tensor};
 
-/// Logits held at once, in elements (16 MiB of fp32).
-const CHUNK_ELEMENTS: i64 = 1 << 22;
-
-/// The same for bf16, where each chunk's weight gradient is a pass of its own over that of all.
-const CHUNK_ELEMENTS_BF16: i64 = 1 << 25;
-
-/// The same on a GPU (1 GiB of fp32), which products of few rows leave idle.
-const CHUNK_ELEMENTS_GPU: i64 = 1 << 28;
-
 /// The head: hidden states against the rows of the token embedding.
 #[derive(Debug)]
 pub struct Head<'a> {
@@ -27,11 +18,8 @@ impl Head<'_> {
     }
 
     fn chunk(&self) -> i64 {
-        let elements = match self.weight.kind() {
-            _ if self.weight.device().is_cuda() => CHUNK_ELEMENTS_GPU,
-            Kind::BFloat16 => CHUNK_ELEMENTS_BF16,
-            _ => CHUNK_ELEMENTS,
-        };
+        let (on_gpu, bf16) = (self.weight.device().is_cuda(), self.weight.kind() == Kind::BFloat16);
+        let elements = configs::logits_at_once(on_gpu, bf16) as i64;
         (elements / self.vocab_size).max(1)
     }
 
@@ -142,7 +130,7 @@ mod tests {
     #[test]
     fn chunks_of_rows_change_nothing_but_the_order_of_sums() {
         // A vocabulary so large that the rows are taken in several chunks.
-        let (n, c, v) = (5, 3, CHUNK_ELEMENTS / 2);
+        let (n, c, v) = (5, 3, configs::logits_at_once(false, false) as i64 / 2);
         let hidden = Tensor::randn([n, c], (Kind::Float, Device::Cpu));
         let weight = Tensor::randn([v, c], (Kind::Float, Device::Cpu));
         let targets = Tensor::from_slice(&[0i64, 1, v - 1, 7, v / 2]);

@@ -8,6 +8,7 @@
 mod support;
 
 mod data;
+mod plan;
 mod refusals;
 mod restarting;
 mod running;

@@ -18,7 +18,8 @@ use dataloader::{DataError, DataSet, MANIFEST_NAME, Overlap, overlap};
 use prepare::PrepareArgs;
 use std::io::{self, BufWriter, Write};
 use std::path::{Path, PathBuf};
-use table::{Table, grouped, hex};
+pub(crate) use table::grouped;
+use table::{Table, hex};
 use tokenize::{TokenizeArgs, TrainTokenizerArgs};
 use which::WhichArgs;
 

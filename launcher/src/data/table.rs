@@ -4,7 +4,7 @@ use anyhow::Result;
 use std::io::Write;
 
 /// A number as people read it: 4,108,123.
-pub(super) fn grouped(number: u64) -> String {
+pub(crate) fn grouped(number: u64) -> String {
     let digits = number.to_string();
     let mut grouped = String::new();
     for (i, digit) in digits.chars().enumerate() {
