@@ -427,6 +427,17 @@ mod tests {
     }
 
     #[test]
+    fn showing_a_step_costs_less_than_a_thousandth_of_a_step_of_a_twentieth_of_a_second() {
+        let (gauges, _) = Gauges::new(&config(), 0, (0, Device::Cpu), &Pulse::default()).unwrap();
+        let (report, began) = (report(7, 2.5), std::time::Instant::now());
+        for _ in 0..1000 {
+            gauges.step(&report);
+        }
+        let each = began.elapsed() / 1000;
+        assert!(each < std::time::Duration::from_micros(50), "{each:?}");
+    }
+
+    #[test]
     fn what_memory_the_process_has_is_looked_up_when_somebody_asks() {
         let (_, page) = Gauges::new(&config(), 0, (0, Device::Cpu), &Pulse::default()).unwrap();
         page.process.look();
