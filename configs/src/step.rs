@@ -1,6 +1,5 @@
 //! What a rank does in a step, in order: what it computes, which collectives it starts on which segment,
-//! and when it waits for them. It follows `trainer`'s engine, act by act, which a test there holds it to;
-//! the plan and the simulation run it.
+//! and when it waits for them. Written after `trainer`'s engine, act by act; the plan and the simulation run it.
 //! Knows no time, no tensors and no network.
 
 use crate::{ModelConfig, Norm, SegmentSpec, Setup, Shard, segments, slice_numel};

@@ -72,8 +72,8 @@ pub enum LaunchError {
     /// A calibration that is not there, or is none.
     #[error(
         "--gpu measured: {}: {why}\n\
-         hint: mpirun -n RANKS phalanx-rank bench calibrate writes it, with as many ranks as a node has; data \
-         sheets need none: {}", file.display(), configs::plan::MACHINES.join(", ")
+         hint: --measured names a file of measured rates, as docs/PLANNING.md says; data sheets need none: {}",
+        file.display(), configs::plan::MACHINES.join(", ")
     )]
     Calibration {
         /// The file.

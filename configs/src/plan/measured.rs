@@ -1,5 +1,5 @@
-//! What `phalanx-rank bench calibrate` measures of a machine: primitives only, never a step. The form of the
-//! file between it and `phalanx plan`. Knows nothing of how it is measured.
+//! What may be measured of a machine, in place of its data sheet: primitives only, never a step. The form of the
+//! file that `phalanx plan --gpu measured` reads. Knows nothing of how it is measured.
 
 use crate::Collective;
 use serde::{Deserialize, Serialize};

@@ -37,7 +37,7 @@ pub struct PlanArgs {
     /// configuration says so].
     #[arg(long, value_name = "NAME")]
     pub gpu: Option<String>,
-    /// What `phalanx-rank bench calibrate` has measured, for --gpu measured.
+    /// Rates of a machine as measured (JSON), for --gpu measured.
     #[arg(long, value_name = "FILE", default_value = "target/bench/calibration.json")]
     pub measured: PathBuf,
     /// Network of a node: ib400x8 is eight ports of 400 Gbit/s InfiniBand, eth100 one of Ethernet
