@@ -35,6 +35,12 @@ pub enum Command {
     /// Write text with a trained model.
     #[command(disable_help_flag = true)]
     Generate(HandedOn),
+    /// Write a model in the form of transformers or llm.c, and prove that it is the model.
+    #[command(disable_help_flag = true)]
+    Export(HandedOn),
+    /// Make a run of a model of transformers or llm.c.
+    #[command(disable_help_flag = true)]
+    Import(HandedOn),
     /// List, verify, show, prune and compare checkpoints, and prove that a run resumes bit for bit.
     Checkpoint(CheckpointArgs),
 }

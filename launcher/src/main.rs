@@ -14,6 +14,8 @@ fn main() -> ExitCode {
         Command::Watch(args) => launcher::live::watch(&args),
         Command::ExportMetrics(args) => launcher::live::export_metrics(&args),
         Command::Generate(args) => launcher::hand_on::run("generate", &args),
+        Command::Export(args) => launcher::hand_on::run("export", &args),
+        Command::Import(args) => launcher::hand_on::run("import", &args),
         Command::Checkpoint(args) => launcher::checkpoint::run(&args),
     };
     let exit = result.unwrap_or_else(|error| {

@@ -1,6 +1,11 @@
 //! The model against PyTorch: forward, loss and every gradient of a small GPT-2, dense and banded, and
-//! ten AdamW updates, from the golden files that `tests/reference` makes.
+//! ten AdamW updates, from the golden files that `tests/reference` makes; and models of `transformers`, there
+//! and back.
 #![allow(clippy::unwrap_used)] // how a test fails
+
+mod exchange;
+#[path = "../support/mod.rs"]
+mod support;
 
 use configs::{ModelConfig, OptimConfig, Pattern, Recompute, Shard};
 use ops::collectives::Solo;

@@ -1,6 +1,7 @@
 //! What can end a run, and with which exit code.
 
 use crate::checkpoint::CheckpointError;
+use crate::exchange::ExchangeError;
 use crate::run_folder::FileError;
 use configs::{BatchError, ConfigError, Exit, Fault};
 use dataloader::DataError;
@@ -160,6 +161,9 @@ pub enum TrainError {
         /// Where it should have gone.
         folder: PathBuf,
     },
+    /// A model of another program cannot be written or read.
+    #[error(transparent)]
+    Exchange(#[from] ExchangeError),
     /// Something was asked for that cannot be had.
     #[error("{what}\nhint: {hint}")]
     Refused {
@@ -215,6 +219,14 @@ impl TrainError {
             | TrainError::SpikesGoOn { .. }
             | TrainError::FaultyRank { .. }
             | TrainError::Refused { .. }
+            | TrainError::Exchange(
+                ExchangeError::NoPlace { .. }
+                | ExchangeError::NotOurs { .. }
+                | ExchangeError::Malformed { .. }
+                | ExchangeError::Exists { .. }
+                | ExchangeError::Differs { .. }
+                | ExchangeError::Python { .. },
+            )
             | TrainError::Unlike { .. }
             | TrainError::Comm(
                 CommError::NoCommonWorld { .. }
@@ -232,6 +244,7 @@ impl TrainError {
             | TrainError::NoGpu(_)
             | TrainError::Ops(OpsError::NoCuda(_)) => Exit::UserError,
             TrainError::NotSaved { .. }
+            | TrainError::Exchange(_)
             | TrainError::ReplicasDiffer { .. }
             | TrainError::NothingToGoBackTo { .. }
             | TrainError::Ops(_)

@@ -35,6 +35,7 @@ mod metrics;
 mod report;
 
 mod error;
+pub mod exchange;
 pub mod generate;
 mod gpu_check;
 

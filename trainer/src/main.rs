@@ -11,6 +11,7 @@ use std::time::Duration;
 use tch::Kind;
 use trainer::bench::AttentionBench;
 use trainer::checkpoint::commands;
+use trainer::exchange::{ExportArgs, ImportArgs, export_command, import_command};
 use trainer::generate::{GenerateArgs, generate_command};
 use trainer::{Faults, Log, Part, Process, Pulse, StopFlag, TrainError, heartbeat};
 
@@ -37,6 +38,10 @@ enum Command {
     Checkpoint(AskCheckpoint),
     /// Write text with a trained model: what `phalanx generate` runs
     Generate(GenerateArgs),
+    /// Write a model in another program's form, and prove it: what `phalanx export` runs
+    Export(ExportArgs),
+    /// Make a run of another program's model: what `phalanx import` runs
+    Import(ImportArgs),
     /// Compare a GPU with the CPU, and time it: `scripts/gpu-check` runs the parts
     #[command(hide = true)]
     GpuCheck(GpuCheckArgs),
@@ -220,6 +225,8 @@ fn main() {
         Command::Train(args) => train(args, &mut comm, stop, log, pulse),
         Command::Checkpoint(ask) => Ok(checkpoint(ask)),
         Command::Generate(args) => generate_command(args, &*comm).map(|()| Exit::Done),
+        Command::Export(args) => export_command(args, &*comm).map(|()| Exit::Done),
+        Command::Import(args) => import_command(args, &*comm).map(|()| Exit::Done),
         Command::Bench(what) => bench(what, &*comm),
         Command::Doctor => doctor(&*comm),
         Command::GpuCheck(args) => gpu_check(args, &mut comm),

@@ -12,6 +12,12 @@ use std::sync::OnceLock;
 /// OpenAI's merges of GPT-2, as they published them (`vocab.bpe`, MIT licence).
 const GPT2_MERGES: &str = include_str!("gpt2.vocab.bpe");
 
+/// The merges of GPT-2 as OpenAI's file has them.
+#[cfg(test)]
+pub(crate) fn gpt2_merges() -> Vec<&'static str> {
+    GPT2_MERGES.lines().skip(1).filter(|line| !line.is_empty()).collect()
+}
+
 /// A table of tokens, in the order in which they are merged. End-of-text has the id after the last.
 #[derive(Debug)]
 pub(crate) struct Bpe {
@@ -97,6 +103,28 @@ impl Bpe {
     pub(crate) fn to_text(&self) -> String {
         let line = |id: u32| format!("{} {id}\n", STANDARD.encode(self.token(id).unwrap_or_default()));
         (0..self.end_of_text()).map(line).collect()
+    }
+
+    /// The two tokens that each token of more than a byte is merged from, in the order of the tokens; a token
+    /// that no merging reaches has none.
+    pub(crate) fn merges(&self) -> Vec<[u32; 2]> {
+        let pairs = self.pairs();
+        let of = |id: u32| {
+            let mut parts: Vec<u32> =
+                self.token(id).unwrap_or_default().iter().map(|&byte| self.byte_ids[byte as usize]).collect();
+            // As a word is merged, with the tokens before this one.
+            while parts.len() > 2 {
+                let merged = |i: usize| pairs.get(&pair(parts[i - 1], parts[i])).copied().unwrap_or(u32::MAX);
+                let (into, at) = (1..parts.len()).map(|i| (merged(i), i)).min()?;
+                if into >= id {
+                    return None;
+                }
+                parts[at - 1] = into;
+                parts.remove(at);
+            }
+            parts.try_into().ok()
+        };
+        (0..self.end_of_text()).filter_map(of).collect()
     }
 
     /// The id after the last token.

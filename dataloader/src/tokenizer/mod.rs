@@ -2,6 +2,7 @@
 //! know where text comes from and where tokens go.
 
 mod bpe;
+mod hugging_face;
 mod train;
 mod wordpiece;
 mod words;
