@@ -6,6 +6,8 @@ mod collectives;
 mod decode;
 mod memory;
 mod overlap;
+#[cfg(test)]
+mod recorder;
 mod save;
 mod steps;
 mod switch;

@@ -63,3 +63,80 @@ impl<'a> Steps<'a> {
         optimizer.update(engine, step, 1e-6, squares[0].sqrt())
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::super::recorder::{Recorder, Started};
+    use super::*;
+    use configs::plan::{Costs, Simulation, Trouble};
+    use configs::{Act, Collective, Dtype, Norm, Recompute, Shard, step_acts};
+    use ops::collectives::{Operation, Wire};
+    use tch::Kind;
+
+    const RANKS: usize = 4;
+
+    fn config(shard: Shard, norm: Norm, dtype: Dtype, micro_steps: u64) -> RunConfig {
+        let demo = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("../configs/demo.toml");
+        let mut config = configs::load(&demo, &[], &|_| Ok(257)).unwrap();
+        (config.model.n_layer, config.model.n_head, config.model.n_embd) = (3, 2, 64);
+        (config.model.seq_len, config.model.norm) = (16, norm);
+        (config.batch.micro_batch, config.batch.ramp) = (1, None);
+        config.batch.global_batch_tokens = 16 * RANKS as u64 * micro_steps;
+        (config.parallel.shard, config.parallel.dtype) = (shard, dtype);
+        config.parallel.reproducible = Some(dtype == Dtype::Fp32);
+        config
+    }
+
+    /// What the schedule starts, as the engine would say it.
+    fn scheduled(acts: &[Act]) -> Vec<Started> {
+        let calls = acts.iter().filter_map(|act| if let Act::Start(call) = act { Some(call) } else { None });
+        let started = calls.map(|call| {
+            let (shard_numel, half) = (call.slice_numel, call.width == 2);
+            let wire = if half { Wire::Bf16 } else { Wire::Fp32 };
+            match call.collective {
+                Collective::AllReduce => (Operation::AllReduce { wire }, call.numel, Kind::Float),
+                Collective::ReduceScatter => {
+                    (Operation::ReduceScatter { shard_numel, wire }, call.numel, Kind::Float)
+                }
+                Collective::AllGather => {
+                    let kind = if half { Kind::BFloat16 } else { Kind::Float };
+                    (Operation::AllGather { shard_numel }, call.numel, kind)
+                }
+            }
+        });
+        started.collect()
+    }
+
+    #[test]
+    fn a_step_starts_the_collectives_of_the_schedule_in_its_order_and_sizes_in_every_mode() {
+        let shards = [Shard::None, Shard::Optimizer, Shard::Gradients, Shard::Parameters];
+        let kinds = [(Norm::Pre, Dtype::Fp32), (Norm::Pre, Dtype::Bf16), (Norm::Post, Dtype::Fp32)];
+        for shard in shards {
+            for ((norm, dtype), micro_steps) in kinds.into_iter().flat_map(|kind| [(kind, 1), (kind, 2)]) {
+                for recompute in [Recompute::None, Recompute::Full] {
+                    let mut config = config(shard, norm, dtype, micro_steps);
+                    config.parallel.recompute = recompute;
+                    let case = format!("{shard:?} {norm:?} {dtype:?} {micro_steps} {recompute:?}");
+                    let setup = Setup::of(&config, RANKS, true, dtype == Dtype::Bf16).unwrap();
+                    let group = Recorder::of(RANKS);
+                    let mut steps = Steps::new(&config, &setup, &group).unwrap();
+                    let acts = step_acts(&config.model, &setup);
+                    group.take();
+                    steps.make(0, &mut Timing::default()).unwrap();
+                    assert_eq!(group.take(), scheduled(&acts), "{case}");
+                    simulates(&config, &setup, &acts);
+                }
+            }
+        }
+    }
+
+    /// The same acts are what the simulation runs.
+    fn simulates(config: &RunConfig, setup: &Setup, acts: &[Act]) {
+        let machine = configs::plan::Machine::named("cpu", 1).unwrap();
+        let (between, per_node) = (machine.between.clone(), RANKS);
+        let cluster = configs::plan::Cluster { machine, between, per_node, disk_bytes_per_s: 1e9 };
+        let costs = Costs::new(&cluster, &config.model, setup);
+        let trouble = Trouble::default();
+        assert!(Simulation::new(acts, &costs, RANKS, true, &trouble).step().seconds > 0.0);
+    }
+}
