@@ -27,6 +27,7 @@ mod schedule;
 mod segments;
 mod shards;
 mod step;
+mod task;
 mod traffic;
 
 pub use batch::{BatchError, BatchPlan, Leaves};
@@ -37,7 +38,7 @@ pub use heartbeat::{
     Doing, Heartbeat, LAUNCHER_VARIABLE, MOST_MESSAGE_BYTES, SECRET_VARIABLE, START_VARIABLE, Secret,
 };
 pub use listen::Listen;
-pub use load::{ConfigError, Problem, load, parse};
+pub use load::{ConfigError, Problem, load, load_task, parse};
 pub use memory::{Memory, Setup, logits_at_once};
 pub use model::{ModelConfig, Norm};
 pub use parallel::{Device, Dtype, ParallelConfig, Recompute, Shard};
@@ -51,7 +52,8 @@ pub use run::{
     RunSection,
 };
 pub use schedule::{Budget, Schedule, ScheduleKind};
-pub use segments::{Init, SegmentSpec, TensorSpec, segments};
+pub use segments::{Init, SegmentSpec, TensorSpec, segments, task_segment};
 pub use shards::{SLICE_ALIGN, owned_range, slice_numel};
 pub use step::{Act, Call, Cargo, Collective, Work, step_acts};
+pub use task::{Metric, TASK_TOKENS, TaskConfig, TaskFile, TaskKind};
 pub use traffic::StepTraffic;

@@ -1,8 +1,8 @@
 //! From TOML text to a resolved run: `extends`, `--set`, and problems told with file, line and
 //! suggestion, as many at once as can be known. The only I/O of this crate.
 
-use crate::RunConfig;
 use crate::raw::{LISTS, RawConfig, SECTIONS};
+use crate::{RunConfig, TaskFile};
 use std::fmt;
 use std::path::{Path, PathBuf};
 use toml::de::DeTable;
@@ -56,14 +56,46 @@ pub fn load(
     sets: &[String],
     vocabulary_of: &dyn Fn(&Path) -> Result<usize, String>,
 ) -> Result<RunConfig, ConfigError> {
-    let fail = |problems| ConfigError { file: file.to_path_buf(), problems };
-    let mut table = read_with_bases(file, &mut Vec::new()).map_err(fail)?;
-    apply_sets(&mut table, sets).map_err(fail)?;
     let stem = file.file_stem().unwrap_or_default().to_string_lossy();
-    let raw: RawConfig = table.try_into().map_err(|error: toml::de::Error| {
-        fail(vec![Problem { place: Some("--set".into()), what: error.message().to_string() }])
-    })?;
-    RunConfig::resolve(raw, &stem, vocabulary_of).map_err(fail)
+    read(file, sets)
+        .and_then(|raw| RunConfig::resolve(raw, &stem, vocabulary_of))
+        .map_err(|problems| refused(file, problems))
+}
+
+/// Reads a task file as [`load`] reads a run's: the file, those that it extends, then `sets`.
+///
+/// # Errors
+/// As `load`; that the data it names cannot be used is found where it is opened.
+pub fn load_task(file: &Path, sets: &[String]) -> Result<TaskFile, ConfigError> {
+    let stem = file.file_stem().unwrap_or_default().to_string_lossy();
+    read(file, sets).and_then(|raw| TaskFile::resolve(raw, &stem)).map_err(|problems| refused(file, problems))
+}
+
+fn read(file: &Path, sets: &[String]) -> Result<RawConfig, Vec<Problem>> {
+    let mut table = read_with_bases(file, &mut Vec::new())?;
+    apply_sets(&mut table, sets)?;
+    table.try_into().map_err(|error: toml::de::Error| {
+        vec![Problem { place: Some("--set".into()), what: error.message().to_string() }]
+    })
+}
+
+/// All that is wrong with a file; a problem of a key that stands in the file itself gets its line.
+fn refused(file: &Path, mut problems: Vec<Problem>) -> ConfigError {
+    if let Ok(text) = std::fs::read_to_string(file)
+        && let Ok(document) = DeTable::parse(&text)
+    {
+        let line_of = |key: &str| {
+            let (section, key) = key.split_once('.').unwrap_or((key, ""));
+            let (name, values) = document.get_ref().iter().find(|(name, _)| name.get_ref() == section)?;
+            let mut keys = values.get_ref().as_table()?.keys();
+            let key = keys.find(|word| word.get_ref() == key).unwrap_or(name);
+            Some(place(file, &text, key.span().start))
+        };
+        for problem in problems.iter_mut().filter(|problem| problem.place.is_none()) {
+            problem.place = problem.what.split(':').next().and_then(line_of);
+        }
+    }
+    ConfigError { file: file.to_path_buf(), problems }
 }
 
 /// Reads a resolved configuration back from the text that [`RunConfig::to_toml`] wrote.

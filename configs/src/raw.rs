@@ -1,7 +1,7 @@
 //! The configuration as it is typed: every key optional, nothing derived.
 //! Also the list of keys that exist, which is what typos are measured against.
 
-use crate::{Device, Dtype, Norm, Pattern, Recompute, ScheduleKind, Shard};
+use crate::{Device, Dtype, Metric, Norm, Pattern, Recompute, ScheduleKind, Shard, TaskKind};
 use serde::Deserialize;
 
 /// A configuration file, as typed.
@@ -32,6 +32,8 @@ pub struct RawConfig {
     pub guard: RawGuard,
     /// `[metrics]`
     pub metrics: RawMetrics,
+    /// `[task]`
+    pub task: RawTask,
 }
 
 /// Declares a section: the struct that reads it and the list of its keys, in one place.
@@ -106,6 +108,13 @@ section! {
     /// `[metrics]` as typed.
     RawMetrics { every_steps: u64, listen: String }
 }
+section! {
+    /// `[task]` as typed.
+    RawTask {
+        kind: TaskKind, fields: Vec<String>, label: String, labels: Vec<String>, metrics: Vec<Metric>,
+        epochs: u64, batch_examples: u64, micro_batch: usize, lambda: f64, warmup_fraction: f64,
+    }
+}
 
 /// Every section with its keys.
 pub(crate) const SECTIONS: &[(&str, &[&str])] = &[
@@ -120,6 +129,7 @@ pub(crate) const SECTIONS: &[(&str, &[&str])] = &[
     ("eval", RawEval::KEYS),
     ("guard", RawGuard::KEYS),
     ("metrics", RawMetrics::KEYS),
+    ("task", RawTask::KEYS),
 ];
 
 /// Keys that hold a list of tables, by section and key, with the keys of these.

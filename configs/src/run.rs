@@ -5,10 +5,12 @@
 use crate::batch::nearest;
 use crate::data::{DataConfig, resolve_data};
 use crate::load::Problem;
-use crate::raw::{RawBatch, RawConfig, RawGuard, RawMetrics, RawModel, RawOptim, RawParallel, RawSchedule};
+use crate::raw::{
+    RawBatch, RawConfig, RawGuard, RawMetrics, RawModel, RawOptim, RawParallel, RawRun, RawSchedule, RawTask,
+};
 use crate::{
     BatchError, BatchPlan, Batches, Budget, Device, Listen, ModelConfig, ParallelConfig, Pattern, Schedule,
-    ScheduleKind,
+    ScheduleKind, TaskConfig,
 };
 use serde::{Deserialize, Serialize};
 use std::collections::{BTreeMap, BTreeSet};
@@ -41,6 +43,9 @@ pub struct RunConfig {
     pub guard: GuardConfig,
     /// How often a step is reported, and where to whoever asks.
     pub metrics: MetricsConfig,
+    /// What the model is fine-tuned to; none in pre-training.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub task: Option<TaskConfig>,
 }
 
 /// `[run]`
@@ -161,15 +166,11 @@ impl RunConfig {
         vocabulary_of: VocabularyOf<'_>,
     ) -> Result<RunConfig, Vec<Problem>> {
         let mut problems = Vec::new();
-        let name = raw.run.name.unwrap_or_else(|| stem.to_string());
-        if name.is_empty() || name.contains(['/', '\\']) || name.starts_with('.') {
-            problems.push(Problem::key("run.name", format!("\"{name}\" cannot name a folder")));
+        let run = resolve_run(raw.run, stem, &mut problems);
+        if raw.task != RawTask::default() {
+            let what = "is for `phalanx finetune`, which takes the model from a checkpoint";
+            problems.push(Problem::key("task", what.into()));
         }
-        let run = RunSection {
-            dir: raw.run.dir.map_or_else(|| Path::new("runs").join(&name), PathBuf::from),
-            name,
-            seed: raw.run.seed.unwrap_or(1337),
-        };
 
         let data = resolve_data(raw.data, &mut problems);
         let model = resolve_model(raw.model, &data, vocabulary_of, &mut problems);
@@ -195,7 +196,21 @@ impl RunConfig {
         if !problems.is_empty() {
             return Err(problems);
         }
-        Ok(RunConfig { run, model, data, batch, optim, schedule, parallel, checkpoint, eval, guard, metrics })
+        let task = None;
+        Ok(RunConfig {
+            run,
+            model,
+            data,
+            batch,
+            optim,
+            schedule,
+            parallel,
+            checkpoint,
+            eval,
+            guard,
+            metrics,
+            task,
+        })
     }
 
     /// Whether the result may not depend, in any bit, on how many ranks make it.
@@ -259,14 +274,26 @@ impl RunConfig {
             ["run.name", "run.dir", "schedule.max_steps", "schedule.max_tokens", "schedule.decay_tokens"];
         // Of the data, what is done with it; what it is has its digest in the checkpoint.
         let of_data = |key: &str| key == "data.document_mask";
-        ["run", "model", "data", "batch", "optim", "schedule"]
+        ["run", "model", "data", "batch", "optim", "schedule", "task"]
             .into_iter()
             .flat_map(|section| {
-                let values = table[section].as_table().into_iter().flatten();
+                let values = table.get(section).and_then(toml::Value::as_table).into_iter().flatten();
                 values.map(move |(key, value)| (format!("{section}.{key}"), value.clone()))
             })
             .filter(|(key, _)| !free.contains(&key.as_str()) && (!key.starts_with("data.") || of_data(key)))
             .collect()
+    }
+}
+
+pub(crate) fn resolve_run(raw: RawRun, stem: &str, problems: &mut Vec<Problem>) -> RunSection {
+    let name = raw.name.unwrap_or_else(|| stem.to_string());
+    if name.is_empty() || name.contains(['/', '\\']) || name.starts_with('.') {
+        problems.push(Problem::key("run.name", format!("\"{name}\" cannot name a folder")));
+    }
+    RunSection {
+        dir: raw.dir.map_or_else(|| Path::new("runs").join(&name), PathBuf::from),
+        name,
+        seed: raw.seed.unwrap_or(1337),
     }
 }
 
@@ -358,7 +385,7 @@ fn not_doubled(batch: &BatchConfig, start: u64, seq_len: usize) -> Option<String
     Some(format!("{start} times a power of two is not batch.global_batch_tokens = {full}\nhint: {hint}"))
 }
 
-fn resolve_parallel(raw: &RawParallel, problems: &mut Vec<Problem>) -> ParallelConfig {
+pub(crate) fn resolve_parallel(raw: &RawParallel, problems: &mut Vec<Problem>) -> ParallelConfig {
     let parallel = ParallelConfig {
         device: raw.device.unwrap_or(Device::Auto),
         threads: raw.threads.unwrap_or(1),
@@ -371,7 +398,7 @@ fn resolve_parallel(raw: &RawParallel, problems: &mut Vec<Problem>) -> ParallelC
     parallel
 }
 
-fn resolve_guard(raw: &RawGuard, problems: &mut Vec<Problem>) -> GuardConfig {
+pub(crate) fn resolve_guard(raw: &RawGuard, problems: &mut Vec<Problem>) -> GuardConfig {
     if let Some(factor) = raw.spike_factor.filter(|factor| !(*factor > 1.0 && factor.is_finite())) {
         let what = format!("{factor} is not above 1; leave it out to turn it off");
         problems.push(Problem::key("guard.spike_factor", what));
@@ -386,7 +413,7 @@ fn resolve_guard(raw: &RawGuard, problems: &mut Vec<Problem>) -> GuardConfig {
     guard
 }
 
-fn resolve_metrics(raw: &RawMetrics, problems: &mut Vec<Problem>) -> MetricsConfig {
+pub(crate) fn resolve_metrics(raw: &RawMetrics, problems: &mut Vec<Problem>) -> MetricsConfig {
     let listen = raw.listen.as_deref().map(str::parse).transpose().unwrap_or_else(|what| {
         problems.push(Problem::key("metrics.listen", what));
         None
@@ -396,7 +423,7 @@ fn resolve_metrics(raw: &RawMetrics, problems: &mut Vec<Problem>) -> MetricsConf
     MetricsConfig { every_steps, listen: listen.unwrap_or_default() }
 }
 
-fn resolve_optim(raw: RawOptim, problems: &mut Vec<Problem>) -> OptimConfig {
+pub(crate) fn resolve_optim(raw: RawOptim, problems: &mut Vec<Problem>) -> OptimConfig {
     let optim = OptimConfig {
         lr: required(raw.lr, "optim.lr", problems),
         betas: raw.betas.unwrap_or([0.9, 0.95]),
@@ -469,7 +496,7 @@ fn resolve_schedule(raw: RawSchedule, batches: &Batches, problems: &mut Vec<Prob
     schedule
 }
 
-fn required<T: Default>(value: Option<T>, key: &str, problems: &mut Vec<Problem>) -> T {
+pub(crate) fn required<T: Default>(value: Option<T>, key: &str, problems: &mut Vec<Problem>) -> T {
     value.unwrap_or_else(|| {
         problems.push(Problem::key(key, "is missing and has no default".into()));
         T::default()
@@ -494,7 +521,7 @@ fn power_of_two(batch: &BatchConfig, seq_len: usize, problems: &mut Vec<Problem>
     }
 }
 
-fn at_least_one(value: u64, key: &str, problems: &mut Vec<Problem>) {
+pub(crate) fn at_least_one(value: u64, key: &str, problems: &mut Vec<Problem>) {
     if value == 0 {
         problems.push(Problem::key(key, "must be at least 1".into()));
     }

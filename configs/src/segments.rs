@@ -96,6 +96,13 @@ pub fn segments(model: &ModelConfig) -> Vec<SegmentSpec> {
     all
 }
 
+/// The segment of a task's linear layer, which comes after all of the model's: `outputs` rows against the
+/// hidden state of an extract token. New, so it starts like a matrix of the model.
+pub fn task_segment(model: &ModelConfig, outputs: usize) -> SegmentSpec {
+    let (k, c) = (outputs as i64, model.n_embd as i64);
+    segment("task", vec![("weight", vec![k, c], Init::Normal(0.02)), ("bias", vec![k], Init::Zeros)])
+}
+
 fn segment(name: &str, tensors: Vec<(&str, Vec<i64>, Init)>) -> SegmentSpec {
     let mut numel = 0;
     let tensors = tensors

@@ -19,6 +19,42 @@ pub enum DataError {
         /// Why not.
         source: io::Error,
     },
+    /// An example of a task that cannot be used; without a field, the row as a whole.
+    #[error(
+        "{}:{line}: {}{what}\n\
+         hint: task.fields and task.label name the fields; mend the file or the names",
+        file.display(), if field.is_empty() { String::new() } else { format!("field {field:?}: ") }
+    )]
+    Example {
+        /// The file.
+        file: PathBuf,
+        /// Where the example begins, from 1.
+        line: u64,
+        /// The field.
+        field: String,
+        /// What is wrong.
+        what: String,
+    },
+    /// A file that holds no examples by its name.
+    #[error("{}: expected .jsonl, .csv or .tsv\nhint: JSON lines, or a table whose first row has the names", file.display())]
+    ExamplesKind {
+        /// The file.
+        file: PathBuf,
+    },
+    /// A file of examples that has none.
+    #[error("{}: there are no examples in it\nhint: it has one a line, a table beside its first row of names", file.display())]
+    NoExamples {
+        /// The file.
+        file: PathBuf,
+    },
+    /// A model that cannot read two texts at once.
+    #[error(
+        "a context of {seq_len} tokens has no room for two texts and the three tokens around them\nhint: fine-tune a model with a longer one"
+    )]
+    ShortContext {
+        /// The model's.
+        seq_len: usize,
+    },
     /// There is no manifest where a data set should be.
     #[error(
         "{}: no data set here (expected {})\n\

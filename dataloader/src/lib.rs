@@ -37,6 +37,9 @@ mod shard_pairs;
 mod split;
 mod tokenize;
 
+mod examples;
+mod task_set;
+
 mod overlap;
 
 pub use convert::{Converted, convert_to, convert_to_ours};
@@ -48,6 +51,7 @@ pub use data_set::{DataSet, DocumentInfo, Verified, vocab_size};
 pub use data_set_writer::DataSetWriter;
 pub use documents::{Inputs, KNOWN_EXTENSIONS, TEXT_KEY};
 pub use error::{DataError, PrepareError};
+pub use examples::{Answer, TaskExample, read_examples};
 pub use foreign::Format;
 pub use manifest::{MANIFEST_NAME, MANIFEST_VERSION, Manifest, ShardEntry, TokenizerEntry};
 pub use mixture::Mixture;
@@ -60,6 +64,7 @@ pub use shard::Shard;
 pub use shard_writer::ShardWriter;
 pub use skips::Skips;
 pub use split::SplitRule;
+pub use task_set::{LaidOut, TaskSequence, TaskSet};
 pub use tokenize::{Learnt, tokenize, train_tokenizer};
 pub use tokenizer::{Encoder, Table, Tokenizer};
 pub use validation::ValidationSet;

@@ -3,6 +3,7 @@
 use crate::checkpoint::CheckpointArgs;
 use crate::data::DataArgs;
 use crate::doctor::DoctorArgs;
+use crate::finetune::{FinetuneArgs, PredictArgs};
 use crate::plan::PlanArgs;
 use clap::{Args, Parser, Subcommand};
 use configs::Fault;
@@ -24,6 +25,10 @@ pub enum Command {
     Train(TrainArgs),
     /// Say what a run will take before it is paid for: memory, time, traffic, money.
     Plan(PlanArgs),
+    /// Fine-tune a trained model to a task, or go on where that stopped.
+    Finetune(FinetuneArgs),
+    /// Write a fine-tuned model's answers for the examples of a file.
+    Predict(PredictArgs),
     /// Make data sets from text, look into them and check them.
     Data(DataArgs),
     /// Look at machines, network and installation: what a run needs, with a verdict on each.
@@ -54,9 +59,9 @@ pub struct HandedOn {
 }
 
 /// `phalanx train`
-#[derive(Debug, Args)]
+#[derive(Debug, Clone, Args)]
 pub struct TrainArgs {
-    /// Configuration of the run (TOML).
+    /// Configuration of the run, or task to fine-tune to (TOML).
     pub config: String,
     /// Ranks [default: the largest power of two that the slots hold and the batch allows].
     #[arg(short = 'n', value_name = "RANKS")]

@@ -31,6 +31,17 @@ pub enum LaunchError {
         /// Where the number of slots comes from.
         stated: String,
     },
+    /// Ranks that cannot share the micro-batches of a task.
+    #[error(
+        "{ranks} ranks cannot share the {micro_batches} micro-batches of a step evenly (task.batch_examples / \
+         task.micro_batch)\nhint: ask for a number of ranks that divides it, or set another task.micro_batch"
+    )]
+    TaskRanks {
+        /// What `-n` asks for.
+        ranks: usize,
+        /// What there is to share.
+        micro_batches: u64,
+    },
     /// A hostfile that leaves the number of slots to each machine, and no `-n`.
     #[error(
         "{hosts} states no slots for some hosts, so the number of ranks cannot be derived\n\

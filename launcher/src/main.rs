@@ -9,6 +9,8 @@ fn main() -> ExitCode {
     let result = match Cli::parse().command {
         Command::Train(args) => launcher::train::run(&args),
         Command::Plan(args) => launcher::plan::run(&args),
+        Command::Finetune(args) => launcher::finetune::run(&args),
+        Command::Predict(args) => launcher::finetune::predict(&args),
         Command::Data(args) => launcher::data::run(&args),
         Command::Doctor(args) => launcher::doctor::run(&args),
         Command::Watch(args) => launcher::live::watch(&args),

@@ -19,9 +19,17 @@ use std::time::Duration;
 /// What is wrong with configuration, data, hosts or installation.
 pub fn run(args: &TrainArgs) -> Result<Exit> {
     let config = checked_config(args)?;
-    let plan = plan(args, &config)?;
+    launch(args, &config, &["train".into(), args.config.clone()])
+}
+
+/// Starts and looks after ranks that do what `words` say, which `phalanx` and `phalanx-rank` both understand.
+///
+/// # Errors
+/// What is wrong with hosts or installation.
+pub(crate) fn launch(args: &TrainArgs, config: &RunConfig, words: &[String]) -> Result<Exit> {
+    let plan = plan(args, config, words)?;
     if args.slurm {
-        write!(std::io::stdout(), "{}", slurm_script(args, &config, &plan)?)?;
+        write!(std::io::stdout(), "{}", slurm_script(args, words, &plan)?)?;
         return Ok(Exit::Done);
     }
     if args.dry_run {
@@ -58,15 +66,17 @@ fn checked_config(args: &TrainArgs) -> Result<RunConfig> {
 }
 
 /// This command as a batch script, without what the script's own lines say.
-fn slurm_script(args: &TrainArgs, config: &RunConfig, plan: &Plan) -> Result<String> {
+fn slurm_script(args: &TrainArgs, words: &[String], plan: &Plan) -> Result<String> {
     let own = std::env::current_exe()?.display().to_string();
-    let mut command = vec![own, "train".into(), args.config.clone(), "-n".into(), plan.ranks.to_string()];
+    let mut command = vec![own];
+    command.extend(words.iter().cloned());
+    command.extend(["-n".into(), plan.ranks.to_string()]);
     command.extend(args.sets.iter().flat_map(|set| ["--set".to_string(), set.clone()]));
     command.extend(args.mca.iter().flat_map(|pair| ["--mca".to_string(), pair.clone()]));
     command.extend(args.oversubscribe.then(|| "--oversubscribe".to_string()));
     let nodes = plan.hosts.list().len();
     Ok(slurm::script(&Batch {
-        name: &config.run.name,
+        name: &plan.name,
         ranks: plan.ranks,
         nodes: (nodes > 0).then_some(nodes),
         threads: plan.threads,
@@ -75,7 +85,7 @@ fn slurm_script(args: &TrainArgs, config: &RunConfig, plan: &Plan) -> Result<Str
 }
 
 /// What all starts of this run have in common.
-fn plan(args: &TrainArgs, config: &RunConfig) -> Result<Plan> {
+fn plan(args: &TrainArgs, config: &RunConfig, words: &[String]) -> Result<Plan> {
     let hosts = match (&args.hosts, &args.hostfile) {
         (Some(list), _) => Hosts::parse_list(list)?,
         (None, Some(file)) => Hosts::read_file(file)?,
@@ -85,7 +95,8 @@ fn plan(args: &TrainArgs, config: &RunConfig) -> Result<Plan> {
         }
     };
     let ranks = ranks(args, &hosts, config)?;
-    let mut program = vec![mpirun::rank_binary()?, "train".into(), args.config.clone()];
+    let mut program = vec![mpirun::rank_binary()?];
+    program.extend(words.iter().cloned());
     for set in &args.sets {
         program.extend(["--set".into(), set.clone()]);
     }

@@ -154,9 +154,17 @@ fn every_preset_can_be_used() {
 }
 
 #[test]
+fn every_task_file_can_be_used() {
+    for file in task_files() {
+        let loaded = configs::load_task(&file, &[]);
+        assert!(loaded.is_ok(), "{}", loaded.unwrap_err());
+    }
+}
+
+#[test]
 fn every_key_that_exists_is_set_by_a_preset() {
     let mut set = BTreeSet::new();
-    for preset in presets() {
+    for preset in presets().chain(task_files()) {
         let table: toml::Table = std::fs::read_to_string(preset).unwrap().parse().unwrap();
         for (section, keys) in table.iter().filter_map(|(name, value)| Some((name, value.as_table()?))) {
             set.extend(keys.keys().map(|key| format!("{section}.{key}")));
@@ -224,7 +232,15 @@ fn root() -> &'static Path {
 }
 
 fn presets() -> impl Iterator<Item = PathBuf> {
-    let mut presets: Vec<PathBuf> = std::fs::read_dir(root().join("configs"))
+    toml_files("configs")
+}
+
+fn task_files() -> impl Iterator<Item = PathBuf> {
+    toml_files("configs/tasks")
+}
+
+fn toml_files(folder: &str) -> impl Iterator<Item = PathBuf> + use<> {
+    let mut presets: Vec<PathBuf> = std::fs::read_dir(root().join(folder))
         .unwrap()
         .map(|entry| entry.unwrap().path())
         .filter(|path| {

@@ -11,6 +11,7 @@ mod support;
 
 mod chaos;
 mod damage;
+mod finetuning;
 mod generating;
 mod guard;
 mod hostile;

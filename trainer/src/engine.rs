@@ -4,6 +4,7 @@
 //! metrics.
 
 use crate::error::TrainError;
+use crate::finetune::TaskBatch;
 use crate::gradients::{Gradients, OwnSquares};
 use crate::model::{Gpt, POSITIONS, Pass, TOKENS, embed_backward};
 use crate::pulse::Pulse;
@@ -19,8 +20,12 @@ use tch::{Device, Tensor};
 pub struct MicroBatch {
     /// What the model reads.
     pub inputs: Tensor,
-    /// What it must predict: the inputs, one position on.
+    /// What it must predict: the inputs, one position on; or `[n]`, of the rows that are picked.
     pub targets: Tensor,
+    /// The positions that have a target, `[n]` i64, as rows of `[B T]`; none where all have one.
+    pub target_rows: Option<Tensor>,
+    /// What a task asks beside the targets.
+    pub task: Option<TaskBatch>,
     /// What is dropped, in training.
     pub dropout: Option<Dropout>,
     /// The documents of each row, where attention keeps to them.
@@ -33,7 +38,7 @@ impl MicroBatch {
         let rows = Tensor::from_slice(tokens).view([-1, row_len as i64]).to_device(device);
         let t = row_len as i64 - 1;
         let (inputs, targets) = (rows.narrow(1, 0, t).contiguous(), rows.narrow(1, 1, t).contiguous());
-        MicroBatch { inputs, targets, dropout: None, documents: None }
+        MicroBatch { inputs, targets, target_rows: None, task: None, dropout: None, documents: None }
     }
 
     /// Keeps attention within documents, given the rows it was made from and the token that stands after
@@ -41,6 +46,12 @@ impl MicroBatch {
     pub fn keep_to_documents(&mut self, tokens: &[i64], row_len: usize, end_of_text: Option<i64>) {
         let of_row = |row: &[i64], end: i64| Documents::beginning(row_len - 1, |i| row[i - 1] == end);
         self.documents = end_of_text.map(|end| tokens.chunks(row_len).map(|row| of_row(row, end)).collect());
+    }
+
+    /// Of hidden states `[B, T, C]` those that have a target, `[n, C]`.
+    fn picked(&self, hidden: &Tensor) -> Tensor {
+        let rows = hidden.flatten(0, 1);
+        self.target_rows.as_ref().map_or(rows.shallow_clone(), |picked| rows.index_select(0, picked))
     }
 
     fn pass(&self) -> Pass<'_> {
@@ -144,8 +155,8 @@ impl<'a> Engine<'a> {
         self.gradients.begin(micro_steps, own_squares);
     }
 
-    /// Adds the gradient of the micro-batch's summed loss times `scale`. Each segment's gradient leaves
-    /// once it is complete. Collective, as is everything that follows, in the same order on all ranks.
+    /// Adds the gradient of the micro-batch's summed loss times `scale`, and of its task's loss if it has one; the
+    /// loss of such a micro-batch is that sum. Each segment's gradient leaves once it is complete. Collective, as is everything that follows, in the same order on all ranks.
     ///
     /// # Errors
     /// What libtorch or the communicator says.
@@ -206,28 +217,92 @@ impl<'a> Engine<'a> {
         }
     }
 
-    /// Final norm, head and loss, forward and backward; returns the gradient of the last block's output.
+    /// Final norm, heads and losses, forward and backward; returns the gradient of the last block's output.
     fn head(&mut self, batch: &MicroBatch, x: &Tensor, scale: f64) -> Result<Tensor, TrainError> {
         self.pulse.on(Doing::Backward, self.model.norm_segment().unwrap_or(TOKENS));
         let hidden = match self.model.norm_segment() {
             Some(norm) => self.model.final_norm(self.parameters.get(norm)?, x),
             None => x.detach(),
         };
-        let wte_grad = self.token_grad()?;
-        let head = self.model.head(self.parameters.get(TOKENS)?);
-        let (loss, grad) = tch::no_grad(|| {
-            let rows = hidden.reshape([-1, self.model.config().n_embd as i64]);
-            head.loss_and_grad(&rows, &batch.targets.view([-1]), &wte_grad, scale)
-        });
+        let (mut loss, grad) = self.language_loss(batch, &hidden, scale)?;
+        if let Some(task) = &batch.task {
+            loss = loss * scale + self.task_loss(task, batch.dropout.as_ref(), &hidden, &grad)?;
+        }
         self.losses.push(loss);
-        self.parameters.release(TOKENS)?;
-        let grad = grad.view_as(&hidden);
         let Some(norm) = self.model.norm_segment() else { return Ok(grad) };
         let last_block = self.model.block_segment(self.model.config().n_layer) - 1;
         self.parameters.need(last_block)?;
         self.gradients.backward(norm, self.parameters.get(norm)?, &hidden, &grad)?;
         self.parameters.release(norm)?;
         Ok(x.grad())
+    }
+
+    /// The summed loss of the targets, and the gradient of the hidden states `[B, T, C]` of it times `scale`.
+    fn language_loss(
+        &mut self,
+        batch: &MicroBatch,
+        hidden: &Tensor,
+        scale: f64,
+    ) -> Result<(f64, Tensor), TrainError> {
+        let wte_grad = self.token_grad()?;
+        let head = self.model.head(self.parameters.get(TOKENS)?);
+        let (loss, grad) = tch::no_grad(|| {
+            let (rows, targets) = (batch.picked(hidden), batch.targets.view([-1]));
+            if targets.numel() == 0 {
+                return (0.0, hidden.zeros_like());
+            }
+            let (loss, grad) = head.loss_and_grad(&rows, &targets, &wte_grad, scale);
+            match &batch.target_rows {
+                None => (loss, grad.view_as(hidden)),
+                Some(picked) => {
+                    let all = hidden.flatten(0, 1).zeros_like();
+                    (loss, all.index_copy(0, picked, &grad).view_as(hidden))
+                }
+            }
+        });
+        self.parameters.release(TOKENS)?;
+        Ok((loss, grad))
+    }
+
+    /// A task's loss, scaled; adds its gradient to that of the hidden states.
+    fn task_loss(
+        &mut self,
+        task: &TaskBatch,
+        dropout: Option<&Dropout>,
+        hidden: &Tensor,
+        hidden_grad: &Tensor,
+    ) -> Result<f64, TrainError> {
+        let index = self.task_segment();
+        self.pulse.on(Doing::Backward, index);
+        let rows = task.pick(hidden).detach().set_requires_grad(true);
+        let loss = task.loss(self.parameters.get(index)?, &rows, self.model.task_dropout(dropout, &rows));
+        let output_grad = loss.full_like(task.scale);
+        self.gradients.backward(index, self.parameters.get(index)?, &loss, &output_grad)?;
+        self.parameters.release(index)?;
+        let _ = hidden_grad.flatten(0, 1).index_add_(0, &task.extract, &rows.grad());
+        Ok(loss.double_value(&[]) * task.scale)
+    }
+
+    /// The segment of a task's layer: it comes after all of the model's.
+    fn task_segment(&self) -> usize {
+        self.parameters.len() - 1
+    }
+
+    /// What a task's layer says of each example of a batch, `[E, K]` fp32, without gradients; of none, nothing.
+    ///
+    /// # Errors
+    /// A failed collective.
+    pub fn task_outputs(&mut self, batch: Option<&MicroBatch>) -> Result<Option<Tensor>, TrainError> {
+        let pass = batch.map(MicroBatch::pass).unwrap_or_default();
+        let hidden = self.hidden_of(batch.map(|batch| &batch.inputs), pass)?;
+        let index = self.task_segment();
+        let weights = self.parameters.get(index)?;
+        let task = batch.and_then(|batch| batch.task.as_ref());
+        let outputs = task
+            .zip(hidden)
+            .map(|(task, hidden)| tch::no_grad(|| task.outputs(weights, &task.pick(&hidden))));
+        self.parameters.release(index)?;
+        Ok(outputs)
     }
 
     /// Opens the token embedding's gradient, `[V padded, C]` fp32, to which the head adds first and the
@@ -338,8 +413,7 @@ impl<'a> Engine<'a> {
         let hidden = self.hidden_of(batch.map(|batch| &batch.inputs), pass)?;
         let head = self.model.head(self.parameters.get(TOKENS)?);
         let nats = batch.zip(hidden).map_or(0.0, |(batch, hidden)| {
-            let rows = hidden.reshape([-1, self.model.config().n_embd as i64]);
-            tch::no_grad(|| head.loss(&rows, &batch.targets.reshape([-1])))
+            tch::no_grad(|| head.loss(&batch.picked(&hidden), &batch.targets.reshape([-1])))
         });
         self.parameters.release(TOKENS)?;
         Ok(nats)

@@ -47,6 +47,14 @@ pub enum TrainError {
         /// One line each.
         differences: Vec<String>,
     },
+    /// A checkpoint from which this cannot start.
+    #[error("{} cannot be started from: {what}", checkpoint.display())]
+    Base {
+        /// The checkpoint.
+        checkpoint: PathBuf,
+        /// Why not.
+        what: String,
+    },
     /// The loss or the gradient is no number; every rank stops before the update.
     #[error(
         "step {step}: loss {loss}, gradient norm {grad_norm}: not finite, no rank made the update\n\
@@ -215,6 +223,7 @@ impl TrainError {
             | TrainError::Data(_)
             | TrainError::Vocabulary { .. }
             | TrainError::Fixed { .. }
+            | TrainError::Base { .. }
             | TrainError::NotFinite { .. }
             | TrainError::SpikesGoOn { .. }
             | TrainError::FaultyRank { .. }

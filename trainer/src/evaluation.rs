@@ -81,7 +81,7 @@ impl Validation {
 }
 
 /// The largest of the ranks' counts.
-fn most(count: usize, comm: &dyn Communicator) -> Result<usize, TrainError> {
+pub(crate) fn most(count: usize, comm: &dyn Communicator) -> Result<usize, TrainError> {
     let counts = comm.all_gather_bytes(&count.to_le_bytes())?.concat();
     Ok(counts.as_chunks().0.iter().map(|bytes| usize::from_le_bytes(*bytes)).max().unwrap_or(count))
 }

@@ -36,6 +36,7 @@ mod report;
 
 mod error;
 pub mod exchange;
+mod finetune;
 pub mod generate;
 mod gpu_check;
 
@@ -45,6 +46,7 @@ mod doctor;
 pub use doctor::doctor;
 pub use engine::{Engine, Gradient, MicroBatch};
 pub use error::TrainError;
+pub use finetune::{Form, PredictOptions, Prediction, TaskBatch, finetune, predict, scores};
 pub use gpu_check::{Part, gpu_check, gpu_check_report};
 pub use gradients::{Gradients, OwnSquares};
 pub use inject::Faults;

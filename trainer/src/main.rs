@@ -3,7 +3,7 @@
 #![allow(clippy::print_stderr)] // before the logger is there, and for the last word of a failed rank
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
-use configs::{CheckpointConfig, Exit, Fault, RunConfig};
+use configs::{CheckpointConfig, Exit, Fault, ParallelConfig, RunConfig};
 use ops::collectives::{Communicator, DeviceSums, abort_on_panic, serve};
 use std::io::Write;
 use std::path::PathBuf;
@@ -13,7 +13,7 @@ use trainer::bench::AttentionBench;
 use trainer::checkpoint::commands;
 use trainer::exchange::{ExportArgs, ImportArgs, export_command, import_command};
 use trainer::generate::{GenerateArgs, generate_command};
-use trainer::{Faults, Log, Part, Process, Pulse, StopFlag, TrainError, heartbeat};
+use trainer::{Faults, Log, Part, PredictOptions, Process, Pulse, StopFlag, TrainError, heartbeat};
 
 /// One rank of a Phalanx run. `phalanx` starts it; so do mpirun and srun.
 #[derive(Parser)]
@@ -27,6 +27,10 @@ struct Cli {
 enum Command {
     /// Train, or go on with, the run that a configuration describes
     Train(TrainArgs),
+    /// Fine-tune the model of a checkpoint to a task
+    Finetune(FinetuneArgs),
+    /// Write a fine-tuned model's answers for the examples of a file
+    Predict(PredictArgs),
     /// Measure parts of a step against a reference, and write target/bench/*.json
     #[command(subcommand)]
     Bench(Bench),
@@ -200,6 +204,32 @@ struct TrainArgs {
     allow_faults: bool,
 }
 
+#[derive(Args)]
+struct FinetuneArgs {
+    #[command(flatten)]
+    job: TrainArgs,
+    /// The checkpoint to start from: a run's folder, or one of its checkpoints
+    #[arg(long, value_name = "CHECKPOINT")]
+    from: PathBuf,
+}
+
+#[derive(Args)]
+struct PredictArgs {
+    /// A fine-tuned run's folder, or one of its checkpoints
+    checkpoint: PathBuf,
+    /// Examples, as JSON lines or as a table
+    file: PathBuf,
+    /// Where to write instead of standard output
+    #[arg(long, value_name = "FILE")]
+    out: Option<PathBuf>,
+    /// Examples of a pass
+    #[arg(long, default_value_t = 32)]
+    batch: usize,
+    /// Threads that compute
+    #[arg(long, default_value_t = 1)]
+    threads: usize,
+}
+
 fn main() {
     let cli = Cli::parse();
     // Before anything that takes time: a signal that finds no handler ends the process.
@@ -208,7 +238,7 @@ fn main() {
         std::process::exit(Exit::Failed.code());
     });
     let (log, pulse) = (Log::start(), Pulse::default());
-    if matches!(cli.command, Command::Train(_))
+    if matches!(cli.command, Command::Train(_) | Command::Finetune(_))
         && let Err(error) = heartbeat::start(&pulse)
     {
         eprintln!("error: heartbeats: {error}");
@@ -223,6 +253,8 @@ fn main() {
     abort_on_panic(&*comm);
     let outcome = match &cli.command {
         Command::Train(args) => train(args, &mut comm, stop, log, pulse),
+        Command::Finetune(args) => finetune(args, &mut comm, stop, log, pulse),
+        Command::Predict(args) => predict(args, &*comm),
         Command::Checkpoint(ask) => Ok(checkpoint(ask)),
         Command::Generate(args) => generate_command(args, &*comm).map(|()| Exit::Done),
         Command::Export(args) => export_command(args, &*comm).map(|()| Exit::Done),
@@ -257,14 +289,52 @@ fn train(
     pulse: Pulse,
 ) -> Result<Exit, TrainError> {
     let config: RunConfig = configs::load(&args.config, &args.sets, &dataloader::vocab_size)?;
+    let reproducible = config.reproducible(false);
+    let process = process(&args.inject, (&config.parallel, reproducible), comm, stop, log, pulse)?;
+    trainer::train(&config, &**comm, &process)
+}
+
+fn finetune(
+    args: &FinetuneArgs,
+    comm: &mut Box<dyn Communicator>,
+    stop: StopFlag,
+    log: Log,
+    pulse: Pulse,
+) -> Result<Exit, TrainError> {
+    let file = configs::load_task(&args.job.config, &args.job.sets)?;
+    let reproducible = file.parallel.reproducible(false);
+    let process = process(&args.job.inject, (&file.parallel, reproducible), comm, stop, log, pulse)?;
+    trainer::finetune(&file, &args.from, &**comm, &process)
+}
+
+/// What this process brings to a run: device, threads and the way to sum buffers, as configured.
+fn process(
+    inject: &[Fault],
+    (parallel, reproducible): (&ParallelConfig, bool),
+    comm: &mut Box<dyn Communicator>,
+    stop: StopFlag,
+    log: Log,
+    pulse: Pulse,
+) -> Result<Process, TrainError> {
     // First of all that touches libtorch: it looks once for the part of it that knows CUDA.
-    let device = ops::device::select(config.parallel.device, comm.local_rank())?;
-    ops::device::configure_process(config.parallel.threads);
+    let device = ops::device::select(parallel.device, comm.local_rank())?;
+    ops::device::configure_process(parallel.threads);
     // On a GPU the promise of the same bits is kept by sums in host memory.
-    let sums = if config.reproducible(false) { DeviceSums::Tree } else { DeviceSums::Fast };
+    let sums = if reproducible { DeviceSums::Tree } else { DeviceSums::Fast };
     serve(comm, device, sums)?;
-    let faults = Faults::new(&args.inject);
-    trainer::train(&config, &**comm, &Process { stop, log, device, faults, pulse })
+    Ok(Process { stop, log, device, faults: Faults::new(inject), pulse })
+}
+
+fn predict(args: &PredictArgs, comm: &dyn Communicator) -> Result<Exit, TrainError> {
+    let device = ops::device::select(configs::Device::Auto, comm.local_rank())?;
+    ops::device::configure_process(args.threads);
+    let options = PredictOptions { batch: args.batch.max(1), device };
+    let mut out: Box<dyn Write> = match &args.out {
+        Some(path) => Box::new(std::fs::File::create(path).map_err(TrainError::io(path))?),
+        None => Box::new(std::io::stdout()),
+    };
+    trainer::predict(&args.checkpoint, &args.file, options, &mut *out, comm)?;
+    Ok(Exit::Done)
 }
 
 fn doctor(comm: &dyn Communicator) -> Result<Exit, TrainError> {

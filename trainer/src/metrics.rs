@@ -4,6 +4,7 @@
 use crate::timing::PhaseSeconds;
 use dataloader::Passage;
 use serde::{Serialize, Serializer};
+use std::collections::BTreeMap;
 use std::fs::File;
 use std::io::{self, Read, Write};
 use std::path::Path;
@@ -20,6 +21,8 @@ pub(crate) enum Event {
     Step(StepReport),
     /// A validation.
     Eval(EvalReport),
+    /// How well a task is done.
+    Score(ScoreReport),
     /// A checkpoint that is complete on disk.
     Checkpoint(CheckpointReport),
     /// A spike of the loss, after which the run went back. Steps after the checkpoint's that stand above
@@ -97,6 +100,23 @@ pub(crate) struct EvalReport {
     pub(crate) bits_per_byte: f64,
     /// Targets.
     pub(crate) targets: u64,
+    /// Seconds it took.
+    pub(crate) seconds: f64,
+}
+
+/// How well a task is done, over all of its validation examples.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub(crate) struct ScoreReport {
+    /// Updates done before it.
+    pub(crate) step: u64,
+    /// The task's mean loss over the examples: nats, or a squared error.
+    #[serde(serialize_with = "float")]
+    pub(crate) val_loss: f64,
+    /// The task's metrics, each under its own name.
+    #[serde(flatten)]
+    pub(crate) scores: BTreeMap<String, f64>,
+    /// Examples.
+    pub(crate) examples: u64,
     /// Seconds it took.
     pub(crate) seconds: f64,
 }

@@ -23,6 +23,7 @@ mod place {
     pub(super) const ATTENTION: u32 = 1;
     pub(super) const AFTER_ATTENTION: u32 = 2;
     pub(super) const AFTER_MLP: u32 = 3;
+    pub(super) const TASK: u32 = 4;
 }
 
 /// What blocks are told of a pass beside weights and activations.
@@ -79,6 +80,12 @@ impl Gpt {
             Tensor::embedding(weights.tensor("weight"), ids, -1, false, false)
         };
         row(wte, tokens) + row(wpe, at)
+    }
+
+    /// The dropout of the hidden states `[S, C]` that a task's layer reads, by which they are multiplied.
+    pub(crate) fn task_dropout(&self, dropout: Option<&Dropout>, rows: &Tensor) -> Option<Tensor> {
+        let after_all_blocks = self.config.n_layer as u32;
+        dropout.map(|dropout| tch::no_grad(|| dropout.mask(after_all_blocks, place::TASK, rows)))
     }
 
     /// One block: `[B, T, C]` to `[B, T, C]`.

@@ -4,8 +4,8 @@
 use crate::error::TrainError;
 use crate::gauges::Gauges;
 use crate::metrics::{
-    CheckpointReport, EvalReport, Event, FailureReport, Metrics, Pace, RewindReport, StartReport, StepReport,
-    SummaryReport, step_line,
+    CheckpointReport, EvalReport, Event, FailureReport, Metrics, Pace, RewindReport, ScoreReport,
+    StartReport, StepReport, SummaryReport, step_line,
 };
 use configs::{Batches, RunConfig};
 use std::path::{Path, PathBuf};
@@ -19,6 +19,9 @@ pub(crate) struct Reporter {
     every_steps: u64,
     max_steps: u64,
     batches: Batches,
+    /// Whether batches have as many tokens as their examples happen to have.
+    uneven: bool,
+    tokens: u64,
     pace: Pace,
     evals: Option<(EvalReport, EvalReport)>,
     gauges: Option<Gauges>,
@@ -36,6 +39,8 @@ impl Reporter {
             every_steps: config.metrics.every_steps,
             max_steps: config.max_steps(),
             batches: config.batches(),
+            uneven: config.task.is_some(),
+            tokens: 0,
             pace: Pace::default(),
             evals: None,
             gauges: None,
@@ -73,9 +78,13 @@ impl Reporter {
         if let Some(gauges) = &self.gauges {
             gauges.step(&report);
         }
-        self.pace.note(self.batches.batch_tokens(report.step - 1), report.seconds);
+        self.pace.note((report.tokens_per_second * report.seconds).round() as u64, report.seconds);
+        self.tokens = report.tokens;
         if self.tells(report.step) {
-            let end_tokens = self.batches.tokens_before(self.max_steps);
+            let end_tokens = match self.uneven {
+                true => (report.tokens as f64 / report.step as f64 * self.max_steps as f64) as u64,
+                false => self.batches.tokens_before(self.max_steps),
+            };
             info!("{}", step_line(&report, self.max_steps, end_tokens, &self.pace));
             self.write(Event::Step(report))?;
         }
@@ -94,6 +103,21 @@ impl Reporter {
         let first = self.evals.take().map_or_else(|| report.clone(), |(first, _)| first);
         self.evals = Some((first, report.clone()));
         self.write(Event::Eval(report))
+    }
+
+    /// How well a task is done.
+    pub(crate) fn score(&mut self, report: ScoreReport) -> Result<(), TrainError> {
+        let scores: Vec<String> =
+            report.scores.iter().map(|(name, value)| format!("{name} {value:.4}")).collect();
+        info!(
+            "validation after {} steps: loss {:.4}, {} ({} examples, {:.1} s)",
+            report.step,
+            report.val_loss,
+            scores.join(", "),
+            report.examples,
+            report.seconds,
+        );
+        self.write(Event::Score(report))
     }
 
     /// A checkpoint that is complete.
@@ -146,7 +170,7 @@ impl Reporter {
         } else {
             info!("done: {step} steps, {tokens_per_second:.0} tokens/s, run in {}", dir.display());
         }
-        let tokens = self.batches.tokens_before(step);
+        let tokens = if self.uneven { self.tokens } else { self.batches.tokens_before(step) };
         self.write(Event::Summary(SummaryReport { step, tokens, first_eval, last_eval, tokens_per_second }))
     }
 }

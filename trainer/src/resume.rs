@@ -8,6 +8,7 @@ use crate::train::Learner;
 use crate::weights::narrow;
 use configs::RunConfig;
 use ops::collectives::Communicator;
+use std::ops::Range;
 use tch::Tensor;
 use tracing::warn;
 
@@ -92,13 +93,24 @@ pub(crate) fn load(loaded: &Loaded, learner: &Learner<'_>) -> Result<(), Checkpo
             (StateKind::ExpAvgSq, &moments.exp_avg_sq),
         ];
         for (kind, flat) in flats {
-            for start in held.clone().step_by(LOAD_NUMEL) {
-                let mut values = vec![0f32; LOAD_NUMEL.min(held.end - start)];
-                loaded.fill_from(&spec.name, kind, start, &mut values)?;
-                let within = start - held.start..start - held.start + values.len();
-                narrow(flat, &within).copy_(&Tensor::from_slice(&values));
-            }
+            fill(loaded, (&spec.name, kind), held.clone(), flat)?;
         }
+    }
+    Ok(())
+}
+
+/// Fills `flat` with the elements `range` of a segment's buffer.
+pub(crate) fn fill(
+    loaded: &Loaded,
+    (segment, kind): (&str, StateKind),
+    range: Range<usize>,
+    flat: &Tensor,
+) -> Result<(), CheckpointError> {
+    for start in range.clone().step_by(LOAD_NUMEL) {
+        let mut values = vec![0f32; LOAD_NUMEL.min(range.end - start)];
+        loaded.fill_from(segment, kind, start, &mut values)?;
+        let within = start - range.start..start - range.start + values.len();
+        narrow(flat, &within).copy_(&Tensor::from_slice(&values));
     }
     Ok(())
 }

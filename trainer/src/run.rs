@@ -366,6 +366,6 @@ fn check_vocabulary(config: &RunConfig, samples: &Samples) -> Result<(), TrainEr
     }
 }
 
-fn hex(bytes: &[u8]) -> String {
+pub(crate) fn hex(bytes: &[u8]) -> String {
     bytes.iter().map(|byte| format!("{byte:02x}")).collect()
 }

@@ -18,10 +18,11 @@ use crate::saving::{Agreed, Progress};
 use crate::stop::StopFlag;
 use crate::timing::{Phase, Timing};
 use crate::weights::Parameters;
-use configs::{Doing, Exit, RunConfig};
+use configs::{Doing, Exit, RunConfig, SegmentSpec};
 use ops::Dropout;
 use ops::collectives::Communicator;
 use std::time::Instant;
+use tch::Kind;
 use tracing::debug;
 
 /// What the process brings to a run: its signals, its log, its device, and what it was asked to spoil.
@@ -46,18 +47,23 @@ pub(crate) struct Learner<'a> {
 }
 
 impl<'a> Learner<'a> {
-    /// Zeros everywhere; a checkpoint or the initial weights fill them.
-    fn new(run: &Run<'a>) -> Result<Learner<'a>, TrainError> {
-        let (config, comm) = (run.config, run.comm);
+    /// Zeros everywhere, for `segments` that compute in `kind`; a checkpoint or the initial weights fill them.
+    /// Collective.
+    pub(crate) fn new(
+        config: &RunConfig,
+        segments: Vec<SegmentSpec>,
+        kind: Kind,
+        process: &Process,
+        comm: &'a dyn Communicator,
+    ) -> Result<Learner<'a>, TrainError> {
         let (model, shard) = (Gpt::new(&config.model), config.parallel.shard);
-        let parameters =
-            Parameters::zeros(configs::segments(&config.model), shard, run.kind, run.device, comm)?;
-        let reproducible = config.reproducible(run.device == tch::Device::Cpu);
+        let parameters = Parameters::zeros(segments, shard, kind, process.device, comm)?;
+        let reproducible = config.reproducible(process.device == tch::Device::Cpu);
         let most_leaves = config.batch_plan(comm.world_size())?.grad_accum_steps;
         let gradients = Gradients::new(&parameters, most_leaves, reproducible, comm)?;
         let optimizer = Optimizer::new(&config.optim, &parameters)?;
         let mut engine = Engine::new(model, parameters, gradients, config.parallel.recompute);
-        engine.show(&run.pulse);
+        engine.show(&process.pulse);
         Ok(Learner { engine, optimizer })
     }
 }
@@ -69,7 +75,7 @@ impl<'a> Learner<'a> {
 pub fn train(config: &RunConfig, comm: &dyn Communicator, process: &Process) -> Result<Exit, TrainError> {
     let validation = Validation::open(config)?;
     let mut run = Run::open(config, comm, validation.as_ref(), process)?;
-    let mut learner = Learner::new(&run)?;
+    let mut learner = Learner::new(config, configs::segments(&config.model), run.kind, process, comm)?;
 
     // Resume or start: afterwards every rank holds the same weights.
     let mut progress = run.restore(&mut learner)?;
@@ -130,7 +136,7 @@ pub fn train(config: &RunConfig, comm: &dyn Communicator, process: &Process) -> 
 }
 
 /// Every `every` steps from the first on; with 0 the first only.
-fn due(step: u64, every: u64) -> bool {
+pub(crate) fn due(step: u64, every: u64) -> bool {
     step == 0 || step.is_multiple_of(every)
 }
 
@@ -233,7 +239,7 @@ fn next_batch(
 }
 
 /// The dropout of a micro-batch whose first sample is `first_sample`, if the run has any.
-fn dropout(config: &RunConfig, step: u64, first_sample: u64) -> Option<Dropout> {
+pub(crate) fn dropout(config: &RunConfig, step: u64, first_sample: u64) -> Option<Dropout> {
     let p = config.model.dropout;
     (p > 0.0).then_some(Dropout { p, seed: config.run.seed, step, first_sample })
 }
