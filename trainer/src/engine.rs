@@ -155,8 +155,9 @@ impl<'a> Engine<'a> {
         self.gradients.begin(micro_steps, own_squares);
     }
 
-    /// Adds the gradient of the micro-batch's summed loss times `scale`, and of its task's loss if it has one; the
-    /// loss of such a micro-batch is that sum. Each segment's gradient leaves once it is complete. Collective, as is everything that follows, in the same order on all ranks.
+    /// Adds the gradient of the micro-batch's summed loss times `scale`, and of its task's loss if it has one;
+    /// the loss of such a micro-batch is that sum. Each segment's gradient leaves once it is complete.
+    /// Collective, as is everything that follows, in the same order on all ranks.
     ///
     /// # Errors
     /// What libtorch or the communicator says.
