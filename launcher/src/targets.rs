@@ -95,6 +95,7 @@ impl Drop for Targets {
         let _ = self.write(); // what is left there then points at nothing
         if let Some(link) = &self.link {
             let _ = std::fs::remove_file(link);
+            let _ = link.parent().map(std::fs::remove_dir); // it stays while another run has a link in it
         }
     }
 }
@@ -106,10 +107,13 @@ fn link_to(run: &Path) -> std::io::Result<PathBuf> {
         return Err(std::io::ErrorKind::NotFound.into());
     };
     let folder = runs.join(".targets");
-    std::fs::create_dir_all(&folder)?;
     let link = folder.join(format!("{}.json", name.to_string_lossy()));
-    let _ = std::fs::remove_file(&link);
-    std::os::unix::fs::symlink(Path::new("..").join(name).join("targets.json"), &link)?;
+    let make = || {
+        std::fs::create_dir_all(&folder)?;
+        let _ = std::fs::remove_file(&link);
+        std::os::unix::fs::symlink(Path::new("..").join(name).join("targets.json"), &link)
+    };
+    make().or_else(|_| make())?; // a run that ends just now may take the empty folder away in between
     Ok(link)
 }
 
@@ -151,7 +155,7 @@ mod tests {
         assert_eq!(read(&link)[1]["targets"][0], "127.0.0.1:40001");
         drop(targets);
         assert_eq!(read(&folder.join("targets.json")), serde_json::json!([]));
-        assert!(!link.exists());
+        assert!(!runs.path().join(".targets").exists());
         assert_eq!(std::fs::read_dir(folder).unwrap().count(), 1, "nothing else is left");
     }
 }
