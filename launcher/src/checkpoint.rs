@@ -1,15 +1,13 @@
 //! `phalanx checkpoint`: what people ask of a run's checkpoints. Owns the arguments; the answers are
 //! `phalanx-rank`'s, which knows the files, but for the proof of a resume, which is in `prove`.
 
-use crate::mpirun::rank_binary;
+use crate::hand_on;
 use crate::prove::{self, ProveArgs};
-use crate::{LaunchError, prove::ended};
 use anyhow::Result;
 use clap::{Args, Subcommand};
 use configs::Exit;
 use std::ffi::OsString;
 use std::path::PathBuf;
-use std::process::Command;
 
 /// `phalanx checkpoint`
 #[derive(Debug, Args)]
@@ -91,11 +89,8 @@ pub fn run(args: &CheckpointArgs) -> Result<Exit> {
         }
         CheckpointCommand::Compare { first, second, step } => ("compare", vec![first, second], of_step(step)),
     };
-    let status =
-        Command::new(rank_binary()?).args(["checkpoint", name]).args(paths).args(flags).status().map_err(
-            |source| LaunchError::System { what: "phalanx-rank could not be started".into(), source },
-        )?;
-    Ok(ended(status))
+    let paths = paths.into_iter().map(|path| path.clone().into_os_string());
+    hand_on::run(words(&["checkpoint", name]).into_iter().chain(paths).chain(flags))
 }
 
 fn words(words: &[&str]) -> Vec<OsString> {

@@ -3,7 +3,7 @@
 use crate::checkpoint::CheckpointArgs;
 use crate::data::DataArgs;
 use crate::doctor::DoctorArgs;
-use crate::finetune::{FinetuneArgs, PredictArgs};
+use crate::finetune::FinetuneArgs;
 use crate::plan::PlanArgs;
 use clap::{Args, Parser, Subcommand};
 use configs::Fault;
@@ -28,7 +28,8 @@ pub enum Command {
     /// Fine-tune a trained model to a task, or go on where that stopped.
     Finetune(FinetuneArgs),
     /// Write a fine-tuned model's answers for the examples of a file.
-    Predict(PredictArgs),
+    #[command(disable_help_flag = true)]
+    Predict(HandedOn),
     /// Make data sets from text, look into them and check them.
     Data(DataArgs),
     /// Look at machines, network and installation: what a run needs, with a verdict on each.

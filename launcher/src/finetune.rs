@@ -1,17 +1,14 @@
-//! `phalanx finetune` and `phalanx predict`: what of a task can be checked without the model, before a rank
-//! starts. The model is the ranks'; looking after them is `train`'s.
+//! `phalanx finetune`: what of a task can be checked without the model, before a rank starts. The model is
+//! the ranks'; looking after them is `train`'s.
 
 use crate::LaunchError;
 use crate::cli::TrainArgs;
-use crate::mpirun::rank_binary;
-use crate::prove::ended;
 use crate::train::launch;
 use anyhow::{Context, Result};
 use clap::Args;
 use configs::{Exit, ModelConfig, TaskFile};
 use dataloader::read_examples;
-use std::path::{Path, PathBuf};
-use std::process::Command;
+use std::path::Path;
 
 /// `phalanx finetune`
 #[derive(Debug, Args)]
@@ -25,24 +22,6 @@ pub struct FinetuneArgs {
     /// Run folder [default: runs/NAME]
     #[arg(long, value_name = "DIR")]
     pub out: Option<String>,
-}
-
-/// `phalanx predict`
-#[derive(Debug, Args)]
-pub struct PredictArgs {
-    /// A fine-tuned run's folder, or one of its checkpoints.
-    pub checkpoint: PathBuf,
-    /// Examples: .jsonl, .csv or .tsv; answers are not needed, and scored where they are there.
-    pub file: PathBuf,
-    /// Where to write instead of standard output.
-    #[arg(long, value_name = "FILE")]
-    pub out: Option<PathBuf>,
-    /// Examples of a pass.
-    #[arg(long, default_value_t = 32)]
-    pub batch: usize,
-    /// Threads that compute.
-    #[arg(long, default_value_t = 1)]
-    pub threads: usize,
 }
 
 /// Checks, starts and looks after a fine-tuning run.
@@ -76,19 +55,4 @@ fn checked_examples(file: &TaskFile) -> Result<u64> {
 /// A path as a TOML string, whatever it looks like.
 fn toml_string(text: &str) -> String {
     format!("{text:?}")
-}
-
-/// Runs `phalanx predict`.
-///
-/// # Errors
-/// The installation is not complete.
-pub fn predict(args: &PredictArgs) -> Result<Exit> {
-    let mut command = Command::new(rank_binary()?);
-    command.arg("predict").args([&args.checkpoint, &args.file]);
-    command.args(["--batch", &args.batch.to_string(), "--threads", &args.threads.to_string()]);
-    command.args(args.out.iter().flat_map(|out| ["--out".as_ref(), out.as_os_str()]));
-    let status = command
-        .status()
-        .map_err(|source| LaunchError::System { what: "phalanx-rank could not be started".into(), source })?;
-    Ok(ended(status))
 }

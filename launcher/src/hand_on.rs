@@ -4,19 +4,27 @@
 use crate::LaunchError;
 use crate::cli::HandedOn;
 use crate::mpirun::rank_binary;
-use crate::prove::ended;
 use anyhow::Result;
 use configs::Exit;
+use std::ffi::{OsStr, OsString};
 use std::process::Command;
 
-/// Runs `phalanx-rank NAME` with these arguments.
+/// Runs `phalanx-rank NAME` with the arguments that were given.
 ///
 /// # Errors
 /// The installation is not complete.
-pub fn run(name: &str, args: &HandedOn) -> Result<Exit> {
-    let status =
-        Command::new(rank_binary()?).arg(name).args(&args.arguments).status().map_err(|source| {
-            LaunchError::System { what: "phalanx-rank could not be started".into(), source }
-        })?;
-    Ok(ended(status))
+pub fn run_named(name: &str, given: &HandedOn) -> Result<Exit> {
+    run([OsStr::new(name)].into_iter().chain(given.arguments.iter().map(OsString::as_os_str)))
+}
+
+/// Runs `phalanx-rank` with these arguments.
+///
+/// # Errors
+/// The installation is not complete.
+pub(crate) fn run(arguments: impl IntoIterator<Item: AsRef<OsStr>>) -> Result<Exit> {
+    let status = Command::new(rank_binary()?)
+        .args(arguments)
+        .status()
+        .map_err(|source| LaunchError::System { what: "phalanx-rank could not be started".into(), source })?;
+    Ok(status.code().map_or(Exit::Failed, Exit::from_code))
 }

@@ -10,14 +10,14 @@ fn main() -> ExitCode {
         Command::Train(args) => launcher::train::run(&args),
         Command::Plan(args) => launcher::plan::run(&args),
         Command::Finetune(args) => launcher::finetune::run(&args),
-        Command::Predict(args) => launcher::finetune::predict(&args),
+        Command::Predict(args) => launcher::hand_on::run_named("predict", &args),
         Command::Data(args) => launcher::data::run(&args),
         Command::Doctor(args) => launcher::doctor::run(&args),
         Command::Watch(args) => launcher::live::watch(&args),
         Command::ExportMetrics(args) => launcher::live::export_metrics(&args),
-        Command::Generate(args) => launcher::hand_on::run("generate", &args),
-        Command::Export(args) => launcher::hand_on::run("export", &args),
-        Command::Import(args) => launcher::hand_on::run("import", &args),
+        Command::Generate(args) => launcher::hand_on::run_named("generate", &args),
+        Command::Export(args) => launcher::hand_on::run_named("export", &args),
+        Command::Import(args) => launcher::hand_on::run_named("import", &args),
         Command::Checkpoint(args) => launcher::checkpoint::run(&args),
     };
     let exit = result.unwrap_or_else(|error| {

@@ -4,16 +4,17 @@
 //! is in a checkpoint.
 
 use crate::LaunchError;
-use crate::mpirun::rank_binary;
+use crate::hand_on;
 use crate::orphans::descendants;
 use anyhow::{Context, Result, bail};
 use clap::Args;
 use configs::Exit;
 use rustix::process::{Pid, Signal, kill_process};
 use std::collections::BTreeMap;
+use std::ffi::OsString;
 use std::io::{Write, stderr};
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command, ExitStatus, Stdio};
+use std::process::{Child, Command, Stdio};
 use std::time::Duration;
 
 /// `phalanx checkpoint prove-resume`
@@ -85,12 +86,11 @@ fn prove(args: &ProveArgs, straight: &Path, resumed: &Path) -> Result<Exit> {
     for difference in differences.iter().take(10) {
         tell(&format!("    {difference}"));
     }
-    let state = Command::new(rank_binary()?)
-        .args(["checkpoint", "compare", "--step", &end.to_string()])
-        .args([straight, resumed])
-        .status()
-        .map_err(|source| LaunchError::System { what: "phalanx-rank could not be started".into(), source })?;
-    if differences.is_empty() && ended(state) == Exit::Done {
+    let mut compare: Vec<OsString> =
+        ["checkpoint", "compare", "--step", &end.to_string()].map(OsString::from).into();
+    compare.extend([straight, resumed].map(|folder| folder.into()));
+    let state = hand_on::run(compare)?;
+    if differences.is_empty() && state == Exit::Done {
         tell(&format!(
             "proved: {n} steps, a kill and {} steps more give what {end} steps give: samples, losses, norms, weights \
              and moments, bit for bit",
@@ -197,11 +197,6 @@ fn differences(a: &BTreeMap<u64, [String; 4]>, b: &BTreeMap<u64, [String; 4]>, e
         _ => Some(format!("step {step} is missing from one of the runs")),
     };
     (1..=end).filter_map(told).collect()
-}
-
-/// The exit code of a program of ours.
-pub(crate) fn ended(status: ExitStatus) -> Exit {
-    status.code().map_or(Exit::Failed, Exit::from_code)
 }
 
 fn tell(what: &str) {

@@ -8,7 +8,7 @@ use tch::Device;
 
 /// A GPU that is looked after.
 pub struct Gpu {
-    library: Nvml,
+    nvml: Nvml,
     uuid: String,
 }
 
@@ -32,14 +32,14 @@ impl Gpu {
         let Device::Cuda(index) = device else { return None };
         let uuid = nvml_uuid(&cuda::uuid(index)?)?;
         // Without this suffix the library is there only where one builds against it.
-        let library = Nvml::builder().lib_path("libnvidia-ml.so.1".as_ref()).init().ok()?;
-        library.device_by_uuid(uuid.as_str()).ok()?;
-        Some(Gpu { library, uuid })
+        let nvml = Nvml::builder().lib_path("libnvidia-ml.so.1".as_ref()).init().ok()?;
+        nvml.device_by_uuid(uuid.as_str()).ok()?;
+        Some(Gpu { nvml, uuid })
     }
 
     /// How it fares now.
     pub fn look(&self) -> Health {
-        let Ok(device) = self.library.device_by_uuid(self.uuid.as_str()) else { return Health::default() };
+        let Ok(device) = self.nvml.device_by_uuid(self.uuid.as_str()) else { return Health::default() };
         Health {
             utilization_ratio: device.utilization_rates().ok().map(|used| f64::from(used.gpu) / 100.0),
             temperature_celsius: device.temperature(TemperatureSensor::Gpu).ok().map(f64::from),

@@ -25,6 +25,7 @@ mod resume;
 mod run;
 pub mod run_folder;
 mod saving;
+mod start;
 
 pub mod heartbeat;
 mod pulse;

@@ -2,11 +2,10 @@
 //! The loop in `train` uses them; nothing here computes a gradient, or knows what a checkpoint looks like.
 
 use crate::alike;
-use crate::checkpoint::{Loaded, Publisher, Skip, TrainState, step_folder};
+use crate::checkpoint::{Loaded, Skip, TrainState, step_folder};
 use crate::engine::Engine;
 use crate::error::TrainError;
 use crate::evaluation::Validation;
-use crate::gauges::Gauges;
 use crate::generate::{Generation, Sampling, generate};
 use crate::guard::{self, MOST_SKIPS, Spike};
 use crate::inject::Faults;
@@ -15,9 +14,10 @@ use crate::noise_scale::NoiseScale;
 use crate::pulse::Pulse;
 use crate::replicas;
 use crate::report::Reporter;
-use crate::resume::{check_same_run, load, newest_good};
+use crate::resume::{load, newest_good};
 use crate::run_folder::{RunFolder, unix_seconds};
 use crate::saving::{Progress, Saver};
+use crate::start::Start;
 use crate::train::{Learner, Process};
 use configs::{BatchPlan, Exit, RunConfig, Shard};
 use dataloader::{DataError, Samples, Tokenizer};
@@ -90,38 +90,13 @@ impl<'a> Run<'a> {
         let tokenizer = samples.tokenizer().clone();
 
         let segments = configs::segments(&config.model);
-        let names = segments.iter().map(|segment| segment.name.clone()).collect();
-        process.pulse.begin(names, config.guard.hang_timeout_s);
         let template = TrainState {
-            step: 0,
-            samples: 0,
-            tokens: 0,
-            config: config.to_toml(),
             train_digest: hex(&samples.digest()),
             val_digest: validation.map(|validation| hex(&validation.digest())),
-            tokenizer: tokenizer.id().to_string(),
-            segments,
-            skips: Vec::new(),
-            recent_losses: Vec::new(),
+            ..TrainState::start(config, tokenizer.id(), segments)
         };
-
-        let folder = RunFolder::open(&config.run.dir)?;
-        let log_path = folder.log_path(comm.rank());
-        process.log.to_file(&log_path).map_err(TrainError::io(&log_path))?;
-        // Looked at before the run is claimed: a start that is refused takes nothing from one that runs.
-        let resume = newest_good(&folder, comm)?;
-        if let Some(loaded) = &resume {
-            check_same_run(config, &template, loaded)?;
-        }
-        let step = resume.as_ref().map_or(0, |loaded| loaded.state().step);
-        let plan = config.batches().plan(step, comm.world_size())?;
-        let generation = claim(&folder, config, &tokenizer, comm)?;
-        let saver = Saver::new(comm, &folder, generation, &config.checkpoint, template);
-        let mut reporter = Reporter::open(&folder.metrics_path(), config, comm.rank())?;
-        reporter.show(Gauges::serve(config, step, (comm.place(), device), &process.pulse));
-        let mut peak = [ops::device::peak_flops(device, kind)];
-        comm.all_reduce_f64(&mut peak)?;
-        let [peak_flops] = peak;
+        let Start { folder, generation, resume, plan, saver, reporter, peak_flops } =
+            Start::claim(config, template, &tokenizer, comm, process)?;
         Ok(Run {
             config,
             comm,
@@ -332,28 +307,6 @@ impl<'a> Run<'a> {
         info!("the model writes ({}):\n{}", path.display(), String::from_utf8_lossy(&bytes));
         Ok(())
     }
-}
-
-/// Rank 0 claims the next generation, clears what earlier ones left unfinished, writes down what is
-/// run, and tells the others.
-pub(crate) fn claim(
-    folder: &RunFolder,
-    config: &RunConfig,
-    tokenizer: &Tokenizer,
-    comm: &dyn Communicator,
-) -> Result<u64, TrainError> {
-    let mut generation = Vec::new();
-    if comm.rank() == 0 {
-        let claimed = folder.claim_generation()?;
-        Publisher::new(folder, claimed).clear_unfinished()?;
-        folder.write_config(&config.to_toml())?;
-        // So that the model can be used where the data is not.
-        tokenizer.write_into(folder.dir())?;
-        generation = claimed.to_le_bytes().to_vec();
-    }
-    comm.broadcast_bytes(&mut generation, 0)?;
-    let claimed = generation.try_into().map(u64::from_le_bytes);
-    Ok(claimed.expect("rank 0 sends eight bytes"))
 }
 
 fn check_vocabulary(config: &RunConfig, samples: &Samples) -> Result<(), TrainError> {

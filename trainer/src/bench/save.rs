@@ -9,9 +9,9 @@ use crate::engine::Gradient;
 use crate::error::TrainError;
 use crate::report::Reporter;
 use crate::resume::{load, newest_good};
-use crate::run::claim;
 use crate::run_folder::{RunFolder, folder_names};
 use crate::saving::{Progress, Saver};
+use crate::start::claim;
 use crate::stop::StopFlag;
 use crate::timing::Timing;
 use configs::{RunConfig, Setup};
@@ -217,18 +217,7 @@ fn write_file(path: &Path, bytes: usize) -> std::io::Result<()> {
 }
 
 fn template(config: &RunConfig) -> TrainState {
-    TrainState {
-        step: 0,
-        samples: 0,
-        tokens: 0,
-        config: config.to_toml(),
-        train_digest: String::new(),
-        val_digest: None,
-        tokenizer: "none".into(),
-        segments: configs::segments(&config.model),
-        skips: Vec::new(),
-        recent_losses: Vec::new(),
-    }
+    TrainState::start(config, "none", configs::segments(&config.model))
 }
 
 #[cfg(test)]

@@ -7,7 +7,7 @@
 
 use super::error::Damage;
 use super::slice::{SliceSpec, check_cover};
-use configs::SegmentSpec;
+use configs::{RunConfig, SegmentSpec};
 use serde::{Deserialize, Serialize};
 use std::collections::HashSet;
 use std::ops::Range;
@@ -48,6 +48,24 @@ pub struct TrainState {
     /// The last losses, by which the next one is judged.
     #[serde(default)]
     pub recent_losses: Vec<f64>,
+}
+
+impl TrainState {
+    /// Before the first update of a run that learns from no data yet.
+    pub fn start(config: &RunConfig, tokenizer: &str, segments: Vec<SegmentSpec>) -> TrainState {
+        TrainState {
+            step: 0,
+            samples: 0,
+            tokens: 0,
+            config: config.to_toml(),
+            train_digest: String::new(),
+            val_digest: None,
+            tokenizer: tokenizer.to_string(),
+            segments,
+            skips: Vec::new(),
+            recent_losses: Vec::new(),
+        }
+    }
 }
 
 /// A batch that is left out of the run.

@@ -207,18 +207,7 @@ fn write(
         }
     }
     CheckpointWriter::start(&run, Snapshot { step: 0, generation, rank: 0, world_size: 1, slices }).wait()?;
-    let state = TrainState {
-        step: 0,
-        samples: 0,
-        tokens: 0,
-        config: config.to_toml(),
-        train_digest: String::new(),
-        val_digest: None,
-        tokenizer: tokenizer.map_or(NO_TOKENIZER, Tokenizer::id).to_string(),
-        segments,
-        skips: Vec::new(),
-        recent_losses: Vec::new(),
-    };
+    let state = TrainState::start(&config, tokenizer.map_or(NO_TOKENIZER, Tokenizer::id), segments);
     Ok(publisher.publish(&state, 1)?)
 }
 

@@ -8,15 +8,15 @@ use crate::alike;
 use crate::checkpoint::{Loaded, TrainState};
 use crate::engine::Engine;
 use crate::error::TrainError;
-use crate::gauges::Gauges;
 use crate::guard;
 use crate::metrics::{FailureReport, ScoreReport, StartReport, StepReport};
 use crate::replicas;
 use crate::report::Reporter;
-use crate::resume::{check_same_run, load, newest_good};
-use crate::run::{claim, hex};
+use crate::resume::load;
+use crate::run::hex;
 use crate::run_folder::{RunFolder, unix_seconds};
 use crate::saving::{Agreed, Progress, Saver};
+use crate::start::Start;
 use crate::timing::{Phase, Timing};
 use crate::train::{Learner, Process, dropout, due};
 use configs::{BatchPlan, Doing, Exit, ModelConfig, RunConfig, TaskConfig, TaskFile, task_segment};
@@ -144,39 +144,15 @@ impl<'a> Tuning<'a> {
     ) -> Result<Tuning<'a>, TrainError> {
         let device = process.device;
         alike::check(comm, config.reproducible(device == Device::Cpu))?;
-        let plan = config.batch_plan(comm.world_size())?;
+        config.batch_plan(comm.world_size())?;
         process.faults.check(comm.world_size())?;
-        process.pulse.begin(
-            segments.iter().map(|segment| segment.name.clone()).collect(),
-            config.guard.hang_timeout_s,
-        );
         let template = TrainState {
-            step: 0,
-            samples: 0,
-            tokens: 0,
-            config: config.to_toml(),
             train_digest: hex(&data.train.digest()),
             val_digest: data.val.as_ref().map(|val| hex(&val.digest())),
-            tokenizer: data.tokenizer.id().to_string(),
-            segments: segments.to_vec(),
-            skips: Vec::new(),
-            recent_losses: Vec::new(),
+            ..TrainState::start(config, data.tokenizer.id(), segments.to_vec())
         };
-        let folder = RunFolder::open(&config.run.dir)?;
-        let log_path = folder.log_path(comm.rank());
-        process.log.to_file(&log_path).map_err(TrainError::io(&log_path))?;
-        let resume = newest_good(&folder, comm)?;
-        if let Some(loaded) = &resume {
-            check_same_run(config, &template, loaded)?;
-        }
-        let generation = claim(&folder, config, &data.tokenizer, comm)?;
-        let saver = Saver::new(comm, &folder, generation, &config.checkpoint, template);
-        let mut reporter = Reporter::open(&folder.metrics_path(), config, comm.rank())?;
-        let step = resume.as_ref().map_or(0, |loaded| loaded.state().step);
-        reporter.show(Gauges::serve(config, step, (comm.place(), device), &process.pulse));
-        let mut peak = [ops::device::peak_flops(device, ops::device::dtype(config.parallel.dtype, device))];
-        comm.all_reduce_f64(&mut peak)?;
-        let [peak_flops] = peak;
+        let Start { folder, generation, resume, plan, saver, reporter, peak_flops } =
+            Start::claim(config, template, &data.tokenizer, comm, process)?;
         let order = data.train.order(config.run.seed);
         Ok(Tuning {
             config,
