@@ -15,10 +15,13 @@ fn main() {
         libtorch.display()
     );
     attention_tiles();
+    products();
     cc::Build::new()
         .cpp(true)
         .std("c++17")
+        .file("csrc/allocator.cpp")
         .file("csrc/attention.cpp")
+        .file("csrc/linear.cpp")
         .file("csrc/shim.cpp")
         .file("csrc/optimizer.cpp")
         .file("csrc/device_optimizer.cpp")
@@ -59,4 +62,23 @@ fn attention_tiles() {
         });
         build.compile(&format!("phalanx_attention_{name}"));
     }
+}
+
+/// The products of the CPU's matrix unit, where the compiler knows it; without it there are none, and the
+/// program says so to itself.
+fn products() {
+    let flags =
+        ["-mamx-tile", "-mamx-bf16", "-mavx512f", "-mavx512bw", "-mavx512vl", "-mavx512bf16", "-mfma"];
+    let mut build = cc::Build::new();
+    build.cpp(true).std("c++17").opt_level(3).file("csrc/product_amx.cpp");
+    let x86 = std::env::var("CARGO_CFG_TARGET_ARCH").is_ok_and(|arch| arch == "x86_64");
+    if x86 && flags.iter().all(|flag| build.is_flag_supported(flag).unwrap_or(false)) {
+        build.define("PHX_AVX512", None);
+        // What the intrinsics leave undefined on purpose is no mistake here.
+        build.flag_if_supported("-Wno-maybe-uninitialized").flag_if_supported("-Wno-uninitialized");
+        flags.iter().for_each(|flag| {
+            build.flag(flag);
+        });
+    }
+    build.compile("phalanx_products");
 }

@@ -11,7 +11,7 @@ const FP32: u64 = 4;
 pub fn logits_at_once(on_gpu: bool, bf16: bool) -> usize {
     match (on_gpu, bf16) {
         (true, _) => 1 << 28,
-        (false, true) => 1 << 25,
+        (false, true) => 1 << 26,
         (false, false) => 1 << 22,
     }
 }

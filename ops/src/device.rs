@@ -69,6 +69,9 @@ pub(crate) fn cpu_multiplies_bf16() -> bool {
 pub fn configure_process(threads: usize) {
     tch::set_num_threads(threads as i32);
     tch::set_num_interop_threads(1);
+    if let Err(error) = crate::shim::keep_host_memory() {
+        tracing::warn!("large tensors lie in the system's memory: {error}");
+    }
     // SAFETY: mallopt only sets parameters of the allocator; both are valid for glibc, and a libc that
     // does not know them returns 0 and changes nothing.
     unsafe {

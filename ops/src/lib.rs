@@ -16,6 +16,7 @@ mod exact_sum;
 mod flat;
 pub mod gpu_health;
 mod gradient_tree;
+mod linear;
 mod loss;
 mod shim;
 
@@ -26,6 +27,7 @@ pub use error::OpsError;
 pub use exact_sum::ExactSum;
 pub use flat::{Weights, initial_values, view};
 pub use gradient_tree::GradientTree;
+pub use linear::linear;
 pub use loss::Head;
 pub use shim::{backward, mapped_zeros};
 

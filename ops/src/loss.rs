@@ -1,6 +1,8 @@
 //! Cross-entropy through a tied head, forward and backward in one, a chunk of rows at a time: the full
 //! matrix of logits never exists. Knows no model.
 
+use crate::linear::has_products;
+use crate::shim::HeadLoss;
 use tch::{Kind, Tensor};
 
 /// The head: hidden states against the rows of the token embedding.
@@ -48,6 +50,9 @@ impl Head<'_> {
         weight_grad: &Tensor,
         scale: f64,
     ) -> (f64, Tensor) {
+        if has_products(hidden) && weight_grad.kind() == Kind::Float {
+            return self.products(hidden, targets, weight_grad, scale);
+        }
         let weight = self.rows();
         let mut weight_grad = weight_grad.narrow(0, 0, self.vocab_size);
         let hidden_grad = hidden.empty_like();
@@ -73,6 +78,31 @@ impl Head<'_> {
             start += rows;
         }
         (sum.double_value(&[]), hidden_grad)
+    }
+
+    /// The same by the CPU's matrix unit: logits are bf16, and become their gradients where they lie.
+    fn products(&self, hidden: &Tensor, targets: &Tensor, weight_grad: &Tensor, scale: f64) -> (f64, Tensor) {
+        let (hidden, head) = (hidden.contiguous(), self.weight.detach());
+        let hidden_grad = hidden.empty_like();
+        let chunk = self.chunk().min(hidden.size()[0]);
+        let logits = Tensor::empty([chunk, head.size()[0]], (hidden.kind(), hidden.device()));
+        let (mut nats, mut start) = (0.0, 0);
+        for (hidden, targets) in hidden.split(chunk, 0).iter().zip(targets.contiguous().split(chunk, 0)) {
+            let rows = hidden.size()[0];
+            let loss = HeadLoss {
+                hidden,
+                head: &head,
+                targets: &targets,
+                vocab_size: self.vocab_size,
+                scale,
+                logits: &logits.narrow(0, 0, rows),
+                head_grad: weight_grad,
+                hidden_grad: &hidden_grad.narrow(0, start, rows),
+            };
+            nats += loss.run().unwrap_or_else(|error| panic!("the head's loss: {error}"));
+            start += rows;
+        }
+        (nats, hidden_grad)
     }
 }
 

@@ -61,6 +61,24 @@ mod ffi {
             pieces: *const i64,
             n_pieces: i64,
         ) -> *mut C_tensor;
+        pub(super) fn phx_has_products() -> c_int;
+        pub(super) fn phx_linear(
+            x: *const C_tensor,
+            weight: *const C_tensor,
+            bias: *const C_tensor,
+        ) -> *mut C_tensor;
+        pub(super) fn phx_head_loss(
+            hidden: *const C_tensor,
+            head: *const C_tensor,
+            targets: *const C_tensor,
+            vocab_size: i64,
+            scale: f64,
+            logits: *const C_tensor,
+            head_grad: *const C_tensor,
+            hidden_grad: *const C_tensor,
+            nats: *mut f64,
+        ) -> c_int;
+        pub(super) fn phx_keep_host_memory() -> c_int;
         pub(super) fn phx_sum_squares(x: *const f32, n: i64, chunk: i64, partials: *mut f64);
     }
 }
@@ -110,6 +128,81 @@ pub(crate) fn set_grad(tensor: &mut Tensor, grad: &Tensor) -> Result<(), OpsErro
 pub fn backward(output: &Tensor, grad_output: &Tensor) -> Result<(), OpsError> {
     // SAFETY: both pointers come from live tensors that outlive the call.
     checked(unsafe { ffi::phx_backward(output.as_ptr(), grad_output.as_ptr()) })
+}
+
+/// Whether the CPU has a matrix unit for bf16 that this process may use.
+pub(crate) fn has_products() -> bool {
+    // SAFETY: a plain call; the shim asks the system once and remembers the answer.
+    unsafe { ffi::phx_has_products() != 0 }
+}
+
+/// Large tensors in host memory that are made from now on lie in memory that the process keeps.
+pub(crate) fn keep_host_memory() -> Result<(), OpsError> {
+    // SAFETY: a plain call. The allocator that it installs lives as long as the process; tensors made
+    // before keep the one that they came from.
+    checked(unsafe { ffi::phx_keep_host_memory() })
+}
+
+/// A linear layer of bf16, whose shapes and layout the caller has checked.
+pub(crate) fn linear(x: &Tensor, weight: &Tensor, bias: Option<&Tensor>) -> Result<Tensor, OpsError> {
+    let bias = bias.map_or(std::ptr::null(), Tensor::as_ptr);
+    // SAFETY: the tensors outlive the call, and the shim keeps handles of its own. Shapes fit and
+    // parameters are contiguous, as the caller has checked; the shim makes `x` so. What is returned is
+    // null or a new tensor, whose ownership passes to the Tensor here.
+    unsafe {
+        let out = ffi::phx_linear(x.as_ptr(), weight.as_ptr(), bias);
+        if out.is_null() { Err(last_error()) } else { Ok(Tensor::from_ptr(out)) }
+    }
+}
+
+/// What the fused loss of the head is given: see `Head::loss_and_grad`.
+pub(crate) struct HeadLoss<'a> {
+    /// `[N, C]` bf16.
+    pub(crate) hidden: &'a Tensor,
+    /// `[V padded, C]` bf16.
+    pub(crate) head: &'a Tensor,
+    /// `[N]` i64, each below `vocab_size`.
+    pub(crate) targets: &'a Tensor,
+    pub(crate) vocab_size: i64,
+    pub(crate) scale: f64,
+    /// Scratch, `[N, V padded]` bf16.
+    pub(crate) logits: &'a Tensor,
+    /// `[V padded, C]` fp32, added to.
+    pub(crate) head_grad: &'a Tensor,
+    /// `[N, C]` bf16, written.
+    pub(crate) hidden_grad: &'a Tensor,
+}
+
+impl HeadLoss<'_> {
+    /// The sum of the cross-entropies in nats.
+    pub(crate) fn run(&self) -> Result<f64, OpsError> {
+        let HeadLoss { hidden, head, targets, vocab_size, scale, logits, head_grad, hidden_grad } = self;
+        let (n, c, padded) = (hidden.size()[0], hidden.size()[1], head.size()[0]);
+        let rows = [(*hidden, [n, c]), (head, [padded, c]), (logits, [n, padded]), (head_grad, [padded, c])];
+        let fits = rows.iter().all(|(tensor, size)| tensor.size() == *size && tensor.is_contiguous());
+        assert!(fits && hidden_grad.size() == [n, c] && targets.size() == [n], "a head's shapes");
+        assert!(targets.kind() == Kind::Int64 && targets.is_contiguous(), "targets are numbers of tokens");
+        assert!(head_grad.kind() == Kind::Float && *vocab_size <= padded, "a head's gradient is fp32");
+        let known = i64::try_from(targets.max()).unwrap_or(i64::MAX) < *vocab_size;
+        assert!(known && i64::try_from(targets.min()).unwrap_or(-1) >= 0, "targets are in the vocabulary");
+        let mut nats = 0.0;
+        // SAFETY: the tensors outlive the call, and their kinds, shapes and layout are those that the shim
+        // reads and writes by, as was just checked; `nats` is a local that it adds to.
+        checked(unsafe {
+            ffi::phx_head_loss(
+                hidden.as_ptr(),
+                head.as_ptr(),
+                targets.as_ptr(),
+                *vocab_size,
+                *scale,
+                logits.as_ptr(),
+                head_grad.as_ptr(),
+                hidden_grad.as_ptr(),
+                &raw mut nats,
+            )
+        })?;
+        Ok(nats)
+    }
 }
 
 /// Attention of `[B, H, T, D]` over the pairs of some pieces, by the CPU's kernel; with `half`, bf16 is

@@ -28,8 +28,6 @@ pub struct Gradients<'a> {
     slots: Vec<Slot>,
     /// `None`: leaves are added one after the other.
     tree: Option<GradientTree>,
-    /// Where autograd adds up a segment's gradient if that is not fp32, `[most of a segment]`.
-    half: Option<Tensor>,
     /// In which precision gradients travel.
     wire: Wire,
     in_flight: VecDeque<InFlight>,
@@ -95,19 +93,14 @@ impl<'a> Gradients<'a> {
         }
         let kept: Vec<usize> = slots.iter().map(|slot| slot.sum.numel()).collect();
         let tree = reproducible.then(|| GradientTree::new(&kept, most_leaves, device));
-        // The embeddings' gradients are not autograd's.
-        let longest = slots.iter().skip(2).map(|slot| slot.numel).max().unwrap_or(0);
-        let half = (parameters.kind() != Kind::Float)
-            .then(|| Tensor::zeros([longest as i64], (parameters.kind(), device)));
         // The tree's sums are fp32 throughout; without it, bf16 weights ask for no more than bf16.
-        let wire = if half.is_some() && !reproducible { Wire::Bf16 } else { Wire::Fp32 };
+        let wire = if parameters.kind() != Kind::Float && !reproducible { Wire::Bf16 } else { Wire::Fp32 };
         Ok(Gradients {
             comm,
             shard,
             device,
             slots,
             tree,
-            half,
             wire,
             in_flight: VecDeque::new(),
             leaves: 0,
@@ -207,20 +200,8 @@ impl<'a> Gradients<'a> {
         output: &Tensor,
         output_grad: &Tensor,
     ) -> Result<(), TrainError> {
-        let mut grad = self.open(index)?;
-        match &self.half {
-            None => {
-                weights.accumulate_into(&grad)?;
-                ops::backward(output, output_grad)?;
-            }
-            Some(half) => {
-                let mut half = half.narrow(0, 0, grad.numel() as i64);
-                let _ = half.zero_();
-                weights.accumulate_into(&half)?;
-                ops::backward(output, output_grad)?;
-                let _ = grad.g_add_(&half);
-            }
-        }
+        weights.accumulate_into(&self.open(index)?)?;
+        ops::backward(output, output_grad)?;
         weights.forget_gradients()?;
         self.close(index)
     }

@@ -144,6 +144,23 @@ enum Bench {
         #[arg(long, value_name = "DIR", default_value = "target/bench/save")]
         folder: PathBuf,
     },
+    /// How fast a configuration's steps are, as a line of JSON: `scripts/bench-train` compares it
+    Speed {
+        /// The configuration
+        config: PathBuf,
+        /// Set a key over the file: section.key=value
+        #[arg(long = "set", value_name = "KEY=VALUE")]
+        sets: Vec<String>,
+        /// Timed steps
+        #[arg(long, default_value_t = 8)]
+        steps: u64,
+        /// Steps before them
+        #[arg(long, default_value_t = 3)]
+        warmup: u64,
+        /// Measure the process's matrix rate too
+        #[arg(long)]
+        peak: bool,
+    },
     /// How much of the communication of a configuration's steps is hidden, and the bytes they send
     Overlap {
         /// The configuration
@@ -408,6 +425,16 @@ fn bench(what: &Bench, comm: &dyn Communicator) -> Result<Exit, TrainError> {
             let config = configs::load(config, sets, &|_| Ok(257))?;
             ops::device::configure_process(config.parallel.threads);
             ("save".to_string(), trainer::bench::save(&config, comm, folder, *steps, *turns)?)
+        }
+        Bench::Speed { config, sets, steps, warmup, peak } => {
+            let config = configs::load(config, sets, &|_| Ok(257))?;
+            ops::device::configure_process(config.parallel.threads);
+            let speed = trainer::bench::speed(&config, comm, (*warmup, *steps), *peak)?;
+            if comm.rank() == 0 {
+                let line = serde_json::to_string(&speed).expect("numbers and names are JSON");
+                let _ = writeln!(std::io::stdout(), "{line}");
+            }
+            return Ok(Exit::Done);
         }
         Bench::Overlap { config, sets, turns } => {
             // No data is read: bytes, unless the vocabulary is set.

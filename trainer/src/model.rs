@@ -163,7 +163,7 @@ pub(crate) fn embed_backward(tokens: &Tensor, grad: &Tensor, wte_grad: &Tensor, 
 }
 
 fn linear(p: &Weights, name: &str, x: &Tensor) -> Tensor {
-    x.linear(p.tensor(&format!("{name}.weight")), p.get(&format!("{name}.bias")))
+    ops::linear(x, p.tensor(&format!("{name}.weight")), p.get(&format!("{name}.bias")))
 }
 
 /// `prefix` is the norm's name and a dot, or nothing where the segment is the norm.

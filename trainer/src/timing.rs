@@ -33,6 +33,16 @@ pub struct PhaseSeconds {
     pub optimizer: f64,
 }
 
+impl PhaseSeconds {
+    /// Each divided by `count`: the mean of so many steps.
+    pub(crate) fn per(self, count: f64) -> PhaseSeconds {
+        let PhaseSeconds { data, forward, backward, reduce, optimizer } = self;
+        let [data, forward, backward, reduce, optimizer] =
+            [data, forward, backward, reduce, optimizer].map(|seconds| seconds / count);
+        PhaseSeconds { data, forward, backward, reduce, optimizer }
+    }
+}
+
 /// Adds up phases.
 #[derive(Debug, Default)]
 pub struct Timing {

@@ -9,6 +9,7 @@ mod overlap;
 #[cfg(test)]
 mod recorder;
 mod save;
+mod speed;
 mod steps;
 mod switch;
 
@@ -18,6 +19,7 @@ pub use decode::decode;
 pub use memory::memory;
 pub use overlap::overlap;
 pub use save::save;
+pub use speed::{Speed, speed};
 
 use crate::error::TrainError;
 use ops::collectives::{CommError, Communicator};

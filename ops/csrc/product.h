@@ -1,0 +1,61 @@
+// Products of bf16 matrices with fp32 sums, by tiles of the CPU's matrix unit. What is multiplied where, and
+// on which threads, is linear.cpp's and head.cpp's; product_amx.cpp computes a part of it on one thread.
+#pragma once
+
+#include <cstdint>
+
+namespace phx {
+
+// A factor: lines of numbers that are summed over. `along`: the numbers of a line lie next to each other and
+// lines are `stride` apart; else the lines lie next to each other and their numbers are `stride` apart.
+struct Factor {
+  const uint16_t *data;
+  int64_t stride;
+  bool along;
+};
+
+// Where a product goes: rounded to bf16, with a bias for each column if there is one; or to fp32, added to
+// what is there if `add`.
+struct Output {
+  uint16_t *half;
+  float *full;
+  int64_t stride;
+  const uint16_t *bias;
+  bool add;
+};
+
+// out[rows, cols] of the lines of `left` and those of `right`, over `deep` numbers of each. An element is
+// the same sum in the same order however the product is divided.
+struct Product {
+  Factor left, right;
+  Output out;
+  int64_t rows, cols, deep;
+};
+
+// A part of a product.
+struct Part {
+  int64_t row_begin, row_end, col_begin, col_end;  // begins are multiples of kPanel
+};
+
+constexpr int64_t kPanel = 32;
+
+// Whether this build has the matrix unit's instructions; whether the CPU has them is another question.
+bool amx_was_built();
+
+// Columns whose right lines are packed together.
+int64_t product_block(const Product &product);
+
+// bf16 numbers of scratch that a part needs, aligned to 64 bytes.
+int64_t product_scratch(const Product &product);
+
+// Computes a part on this thread.
+void product(const Product &product, const Part &part, uint16_t *scratch);
+
+// Of a row of `n` logits its cross-entropy against `target` in nats; over them its gradient times `scale`,
+// and zeros up to `padded`.
+double cross_entropy_row(uint16_t *logits, int64_t n, int64_t padded, int64_t target, float scale);
+
+// sums[cols] += the columns' sums of x[rows, cols], whose rows are `stride` apart.
+void add_column_sums(const uint16_t *x, int64_t stride, int64_t rows, int64_t cols, float *sums);
+
+}  // namespace phx

@@ -1,0 +1,112 @@
+//! Linear layers: by libtorch, or in bf16 on a CPU with a matrix unit by a product of our own, which adds a
+//! weight's gradient where it belongs. Knows no model.
+
+use crate::shim;
+use tch::{Device, Kind, Tensor};
+
+/// `x` `[..., K]` times `weight` `[N, K]` turned over, plus `bias` `[N]`: `[..., N]`. Differentiable; where
+/// `weight.grad()` is fp32, it is added to in place.
+///
+/// # Panics
+/// As tch's operations do: shapes or kinds that differ, no memory.
+pub fn linear(x: &Tensor, weight: &Tensor, bias: Option<&Tensor>) -> Tensor {
+    if !has_products(x) || weight.kind() != Kind::BFloat16 {
+        return x.linear(weight, bias);
+    }
+    let (k, [n, deep]) = (x.size().last().copied(), weight.size2().map(|(n, k)| [n, k]).expect("a matrix"));
+    assert!(k == Some(deep) && bias.is_none_or(|bias| bias.size() == [n]), "a linear layer's shapes");
+    let contiguous = weight.is_contiguous() && bias.is_none_or(Tensor::is_contiguous);
+    assert!(contiguous && bias.is_none_or(|bias| bias.kind() == Kind::BFloat16), "parameters lie in order");
+    shim::linear(x, weight, bias).unwrap_or_else(|error| panic!("linear: {error}"))
+}
+
+/// Whether products of this tensor are our own.
+pub(crate) fn has_products(x: &Tensor) -> bool {
+    x.device() == Device::Cpu && x.kind() == Kind::BFloat16 && x.numel() > 0 && shim::has_products()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn random(size: &[i64]) -> Tensor {
+        Tensor::randn(size, (Kind::Float, Device::Cpu)).to_kind(Kind::BFloat16)
+    }
+
+    fn off(a: &Tensor, exact: &Tensor) -> f64 {
+        ((a.to_kind(Kind::Double) - exact).norm() / exact.norm()).double_value(&[])
+    }
+
+    fn leaf(x: &Tensor) -> Tensor {
+        x.detach().copy().set_requires_grad(true)
+    }
+
+    /// y, dx, dw and db in float64.
+    fn exact(x: &Tensor, w: &Tensor, b: &Tensor, dy: &Tensor) -> [Tensor; 4] {
+        let [x, w, b, dy] = [x, w, b, dy].map(|tensor| tensor.to_kind(Kind::Double));
+        let y = x.matmul(&w.transpose(0, 1)) + b;
+        let dw = dy.transpose(0, 1).matmul(&x);
+        [y, dy.matmul(&w), dw, dy.sum_dim_intlist([0i64].as_slice(), false, Kind::Double)]
+    }
+
+    #[test]
+    fn a_layer_and_its_gradients_are_exact_to_bf16_at_any_shape() {
+        for (m, n, k) in [(1, 1, 1), (3, 5, 7), (33, 65, 31), (64, 96, 32), (70, 130, 100), (130, 40, 4500)] {
+            let (x, w, b, dy) = (random(&[m, k]), random(&[n, k]), random(&[n]), random(&[m, n]));
+            let [y, dx, dw, db] = exact(&x, &w, &b, &dy);
+            let [x, w, b] = [&x, &w, &b].map(leaf);
+            let out = linear(&x, &w, Some(&b));
+            crate::backward(&out, &dy).unwrap();
+            for (name, got, exact) in
+                [("y", &out, &y), ("dx", &x.grad(), &dx), ("dw", &w.grad(), &dw), ("db", &b.grad(), &db)]
+            {
+                assert!(off(got, exact) < 6e-3, "{name} of {m} x {n} x {k}: {}", off(got, exact));
+            }
+        }
+    }
+
+    #[test]
+    fn an_fp32_gradient_is_added_to_in_place_and_loses_nothing() {
+        let (m, n, k) = (100, 64, 96);
+        let (x, w, b, dy) = (random(&[m, k]), random(&[n, k]), random(&[n]), random(&[m, n]));
+        let [_, _, dw, db] = exact(&x, &w, &b, &dy);
+        let [x, mut w, mut b] = [&x, &w, &b].map(leaf);
+        let sums = [
+            Tensor::zeros([n, k], (Kind::Float, Device::Cpu)),
+            Tensor::zeros([n], (Kind::Float, Device::Cpu)),
+        ];
+        crate::shim::set_grad(&mut w, &sums[0]).unwrap();
+        crate::shim::set_grad(&mut b, &sums[1]).unwrap();
+        for _ in 0..2 {
+            crate::backward(&linear(&x, &w, Some(&b)), &dy).unwrap();
+        }
+        let bound = if has_products(&x) { 1e-6 } else { 6e-3 };
+        assert!(off(&sums[0], &(dw * 2.0)) < bound && off(&sums[1], &(db * 2.0)) < bound);
+    }
+
+    #[test]
+    fn rows_of_any_shape_and_order_are_taken() {
+        let (x, w) = (random(&[6, 4, 32]).transpose(0, 1), random(&[16, 32]));
+        let got = linear(&x, &w, None);
+        assert_eq!(got.size(), [4, 6, 16]);
+        let exact = x.to_kind(Kind::Double).matmul(&w.to_kind(Kind::Double).transpose(0, 1));
+        assert!(off(&got, &exact) < 6e-3);
+    }
+
+    #[test]
+    fn the_number_of_threads_changes_no_bit() {
+        let (x, w, dy) = (leaf(&random(&[200, 96])), leaf(&random(&[150, 96])), random(&[200, 150]));
+        let mut seen = Vec::new();
+        for threads in [1, 2, 3] {
+            tch::set_num_threads(threads);
+            let y = linear(&x, &w, None);
+            crate::backward(&y, &dy).unwrap();
+            seen.push((y.detach(), x.grad().copy(), w.grad().copy()));
+            let (mut x, mut w) = (x.shallow_clone(), w.shallow_clone());
+            x.zero_grad();
+            w.zero_grad();
+        }
+        tch::set_num_threads(1);
+        assert!(seen.windows(2).all(|pair| pair[0] == pair[1]));
+    }
+}
