@@ -14,6 +14,7 @@
 #include <atomic>
 #include <cstdlib>
 #include <memory>
+#include <optional>
 
 #include "guarded.h"
 #include "product.h"
@@ -100,7 +101,8 @@ Tensor rows_of(const Tensor &x) { return x.reshape({-1, x.size(-1)}).contiguous(
 // y[M, N] = x[M, K] w[N, K]^T + b[N]
 struct Linear : torch::autograd::Function<Linear> {
   static Tensor forward(torch::autograd::AutogradContext *context, const Tensor &x, const Tensor &w,
-                        const Tensor &b) {
+                        const std::optional<Tensor> &bias_or_none) {
+    const Tensor b = bias_or_none.value_or(Tensor());
     const Tensor rows = rows_of(x);
     const int64_t m = rows.size(0), n = w.size(0), k = w.size(1);
     auto shape = x.sizes().vec();
@@ -156,7 +158,7 @@ int phx_has_products() { return has_products(); }
 // x[..., K] w[N, K]^T + b[N], all bf16, the parameters contiguous; b may be null.
 at::Tensor *phx_linear(const at::Tensor *x, const at::Tensor *w, const at::Tensor *b) {
   at::Tensor *result = nullptr;
-  guarded([&] { result = new at::Tensor(Linear::apply(*x, *w, b ? *b : at::Tensor())); });
+  guarded([&] { result = new at::Tensor(Linear::apply(*x, *w, b ? std::make_optional(*b) : std::nullopt)); });
   return result;
 }
 
