@@ -4,6 +4,7 @@ use crate::checkpoint::CheckpointArgs;
 use crate::data::DataArgs;
 use crate::doctor::DoctorArgs;
 use crate::finetune::FinetuneArgs;
+use crate::manual::{CompletionsArgs, ManArgs};
 use crate::plan::PlanArgs;
 use clap::{Args, Parser, Subcommand};
 use configs::Fault;
@@ -49,12 +50,16 @@ pub enum Command {
     Import(HandedOn),
     /// List, verify, show, prune and compare checkpoints, and prove that a run resumes bit for bit.
     Checkpoint(CheckpointArgs),
+    /// Print what a shell reads to complete these commands.
+    Completions(CompletionsArgs),
+    /// Print the manual page, or write one for each command into a folder.
+    Man(ManArgs),
 }
 
 /// A command that needs tensors: its arguments are `phalanx-rank`'s, which has the help for them too.
 #[derive(Debug, Args)]
 pub struct HandedOn {
-    /// As given.
+    /// What the command takes; with --help it says so.
     #[arg(trailing_var_arg = true, allow_hyphen_values = true, value_name = "ARGUMENTS")]
     pub arguments: Vec<OsString>,
 }
