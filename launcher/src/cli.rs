@@ -119,7 +119,7 @@ pub struct WatchArgs {
     /// Show it here, as text; once, where standard output is no terminal.
     #[arg(long)]
     pub text: bool,
-    /// Where the page is served [default: this machine only, on a free port].
+    /// Where the page is served; port 0 is a free one, and 127.0.0.1 this machine only.
     #[arg(long, value_name = "ADDRESS:PORT", default_value = "127.0.0.1:0", conflicts_with = "text")]
     pub listen: std::net::SocketAddr,
 }

@@ -36,7 +36,7 @@ const CALLS: [usize; 5] = [1 << 10, 1 << 15, 1 << 18, 1 << 21, 1 << 23];
 /// How much is measured.
 #[derive(Debug, Clone)]
 pub struct Calibration {
-    /// Every shape up to so many FLOP, buffers up to so many elements: all, but for tests.
+    /// What takes more operations or elements than this is left out or cut: nothing, but in tests.
     pub most: u64,
     /// Measurements of each, of which the middle one counts.
     pub turns: usize,
@@ -92,7 +92,7 @@ impl Calibration {
         Ok(Rates {
             threads,
             copy_bytes_per_s: primitives.copy(bytes)?,
-            update_bytes_per_s: primitives.update()?,
+            update_bytes_per_s: primitives.update(if self.takes(1 << 30) { 1024 } else { 128 })?,
             fp32: self.computing(primitives, Kind::Float)?,
             bf16: match ops::device::dtype(configs::Dtype::Auto, tch::Device::Cpu) {
                 Kind::Float => None,
@@ -111,10 +111,10 @@ impl Calibration {
         });
         let point =
             |size: u32, rate: Result<f64, TrainError>| Ok(RatePoint { size: f64::from(size), rate: rate? });
-        let attention = ATTENTION.iter().filter(|&&t| self.takes(u64::from(t).pow(2)));
-        let passes = PASSES.iter().filter(|&&n| self.takes(u64::from(n)));
+        let attention = ATTENTION.iter().filter(|&&t| self.takes(u64::from(t).pow(3)));
+        let passes = PASSES.iter().filter(|&&n| self.takes(64 * u64::from(n)));
         Ok(Computing {
-            loss_bytes_per_s: primitives.loss(kind, rows)?,
+            loss_bytes_per_s: primitives.loss(kind, rows.min((self.most >> 20) as i64))?,
             products: products.collect::<Result<_, TrainError>>()?,
             attention: attention
                 .map(|&t| point(t, primitives.attention(kind, i64::from(t))))

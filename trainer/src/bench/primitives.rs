@@ -105,9 +105,9 @@ impl Primitives<'_> {
         Ok(2.0 * bytes as f64 / seconds)
     }
 
-    /// AdamW over a block of 1024: bytes per second, read and written.
-    pub(super) fn update(&self) -> Result<f64, TrainError> {
-        let model = ModelConfig { n_layer: 1, n_embd: 1024, ..ModelConfig::default() };
+    /// AdamW over a block of such a width: bytes per second, read and written.
+    pub(super) fn update(&self, n_embd: usize) -> Result<f64, TrainError> {
+        let model = ModelConfig { n_layer: 1, n_head: 1, n_embd, ..ModelConfig::default() };
         let spec = configs::segments(&model).swap_remove(2);
         let numel = spec.numel;
         let (param, grad) = (random([numel as i64], Kind::Float), random([numel as i64], Kind::Float));
