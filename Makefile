@@ -2,7 +2,7 @@
 # scripts/setup, once. One build profile, release, serves all of them.
 
 .DEFAULT_GOAL := help
-.PHONY: help setup build demo test test-full lint parity bench chaos dist fuzz
+.PHONY: help setup build demo test test-full lint parity bench chaos docs dist fuzz
 export PATH := $(CURDIR)/.local/bin:$(PATH)
 
 help: # List the targets
@@ -48,5 +48,9 @@ fuzz: # Try every reader with hostile files, ten minutes each (needs nightly Rus
 bench: build # Measure parts of a step beside a reference: a table, and target/bench/*.json
 	@scripts/bench
 
-dist: build # Pack what other hosts need: both binaries, libtorch, presets
+docs: build # Write manual pages, shell completions and the documentation of the code into target/docs
+	@scripts/manual target/docs
+	cargo doc --release --workspace --no-deps --target-dir target/docs/code
+
+dist: build # Pack what other hosts need: both binaries, libtorch, presets, manual pages
 	@scripts/dist

@@ -1,13 +1,14 @@
 //! What a run is, as data, and all that follows from it by arithmetic.
 //!
 //! Owns the typed configuration, batch arithmetic, attention patterns, the model's
-//! layout in segments, memory, traffic and the acts of a step, plans of runs, the learning-rate schedule, counted random numbers, exit codes, and
-//! what ranks and launcher tell each other.
+//! layout in segments, memory, traffic and the acts of a step, plans of runs, what data sheets say of GPUs, the
+//! learning-rate schedule, counted random numbers, exit codes, and what ranks and launcher tell each other.
 //! Refuses to know tensors, processes and networks: no torch, no MPI, and no I/O but
 //! reading TOML.
 
 mod batch;
 mod data;
+mod data_sheets;
 mod exit;
 mod fault;
 mod heartbeat;
@@ -32,6 +33,7 @@ mod traffic;
 
 pub use batch::{BatchError, BatchPlan, Leaves};
 pub use data::{DataConfig, SourceConfig};
+pub use data_sheets::data_sheet_bf16;
 pub use exit::{Exit, last_words, read_last_words};
 pub use fault::{Fault, FaultError};
 pub use heartbeat::{

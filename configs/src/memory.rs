@@ -88,7 +88,7 @@ pub struct Memory {
     pub passing: u64,
     /// Host memory for checkpoints, from the first on: fp32 copies of what the rank owns.
     pub snapshot: u64,
-    /// An estimate of what a pass keeps for backward; libtorch's kernels decide.
+    /// An estimate of what a pass keeps for backward, and of a block's gradients there; libtorch's kernels decide.
     pub activations: u64,
 }
 
@@ -176,7 +176,9 @@ fn activations(model: &ModelConfig, setup: &Setup) -> u64 {
     } else {
         layers * block
     };
-    setup.width() * kept * (setup.micro_batch * model.seq_len) as u64
+    // In backward, the gradients before and after the GELU of the block that computes.
+    let widest = 8 * model.n_embd as u64;
+    setup.width() * (kept + widest) * (setup.micro_batch * model.seq_len) as u64
 }
 
 #[cfg(test)]
@@ -275,8 +277,8 @@ mod tests {
     #[test]
     fn recomputation_keeps_the_blocks_inputs_and_one_block() {
         let tokens = 1024;
-        assert_eq!(of(ONE).activations, 4 * 12 * 16 * 768 * tokens);
-        assert_eq!(of(Setup { recompute: true, ..ONE }).activations, 4 * (12 + 16) * 768 * tokens);
+        assert_eq!(of(ONE).activations, 4 * (12 * 16 + 8) * 768 * tokens);
+        assert_eq!(of(Setup { recompute: true, ..ONE }).activations, 4 * (12 + 16 + 8) * 768 * tokens);
         assert_eq!(of(Setup { bf16: true, micro_batch: 4, ..ONE }).activations, 2 * of(ONE).activations);
     }
 }

@@ -22,13 +22,18 @@ impl StepTraffic {
     /// What a step of `setup.micro_steps` micro-steps makes each rank send. Weights travel as they
     /// compute, gradients in fp32, or in bf16 where that computes and the result may depend on the ranks.
     pub fn of(model: &ModelConfig, setup: &Setup) -> StepTraffic {
+        StepTraffic::with_wire(model, setup, setup.wire_width())
+    }
+
+    /// The same where a gradient's number takes `wire_width` bytes on its way, whatever the setup asks for.
+    pub(crate) fn with_wire(model: &ModelConfig, setup: &Setup, wire_width: u64) -> StepTraffic {
         let all = segments(model);
         let total: u64 = all.iter().map(|segment| segment.numel as u64).sum();
         // Backward needs the blocks again; tokens stay for the head, and the last norm for its backward.
         let blocks: u64 = all[2..2 + model.n_layer].iter().map(|segment| segment.numel as u64).sum();
         let ranks = setup.world_size as u64;
         let once = |bytes: u64| (u128::from(bytes) * u128::from(ranks - 1) / u128::from(ranks)) as u64;
-        let gradients = once(total * setup.wire_width());
+        let gradients = once(total * wire_width);
         let weights = |elements: u64| once(elements * setup.width());
         match setup.shard {
             Shard::None => StepTraffic { all_reduce: 2 * gradients, ..StepTraffic::default() },

@@ -4,6 +4,7 @@ use crate::checkpoint::CheckpointArgs;
 use crate::data::DataArgs;
 use crate::doctor::DoctorArgs;
 use crate::finetune::FinetuneArgs;
+use crate::manual::{CompletionsArgs, ManArgs};
 use crate::plan::PlanArgs;
 use clap::{Args, Parser, Subcommand};
 use configs::Fault;
@@ -49,12 +50,16 @@ pub enum Command {
     Import(HandedOn),
     /// List, verify, show, prune and compare checkpoints, and prove that a run resumes bit for bit.
     Checkpoint(CheckpointArgs),
+    /// Print what a shell reads to complete these commands.
+    Completions(CompletionsArgs),
+    /// Print the manual page, or write one for each command into a folder.
+    Man(ManArgs),
 }
 
 /// A command that needs tensors: its arguments are `phalanx-rank`'s, which has the help for them too.
 #[derive(Debug, Args)]
 pub struct HandedOn {
-    /// As given.
+    /// What the command takes; with --help it says so.
     #[arg(trailing_var_arg = true, allow_hyphen_values = true, value_name = "ARGUMENTS")]
     pub arguments: Vec<OsString>,
 }
@@ -114,7 +119,7 @@ pub struct WatchArgs {
     /// Show it here, as text; once, where standard output is no terminal.
     #[arg(long)]
     pub text: bool,
-    /// Where the page is served [default: this machine only, on a free port].
+    /// Where the page is served; port 0 is a free one, and 127.0.0.1 this machine only.
     #[arg(long, value_name = "ADDRESS:PORT", default_value = "127.0.0.1:0", conflicts_with = "text")]
     pub listen: std::net::SocketAddr,
 }

@@ -83,7 +83,7 @@ pub enum LaunchError {
     /// A calibration that is not there, or is none.
     #[error(
         "--gpu measured: {}: {why}\n\
-         hint: --measured names a file of measured rates, as docs/PLANNING.md says; data sheets need none: {}",
+         hint: phalanx-rank bench calibrate writes such a file, and --machine names one; data sheets need none: {}",
         file.display(), configs::plan::MACHINES.join(", ")
     )]
     Calibration {

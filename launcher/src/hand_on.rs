@@ -7,6 +7,7 @@ use crate::mpirun::rank_binary;
 use anyhow::Result;
 use configs::Exit;
 use std::ffi::{OsStr, OsString};
+use std::os::unix::process::CommandExt;
 use std::process::Command;
 
 /// Runs `phalanx-rank NAME` with the arguments that were given.
@@ -23,6 +24,8 @@ pub fn run_named(name: &str, given: &HandedOn) -> Result<Exit> {
 /// The installation is not complete.
 pub(crate) fn run(arguments: impl IntoIterator<Item: AsRef<OsStr>>) -> Result<Exit> {
     let status = Command::new(rank_binary()?)
+        // What was typed is what its help and its errors show.
+        .arg0("phalanx")
         .args(arguments)
         .status()
         .map_err(|source| LaunchError::System { what: "phalanx-rank could not be started".into(), source })?;

@@ -18,6 +18,7 @@ pub mod hand_on;
 mod hosts;
 pub mod listen;
 pub mod live;
+pub mod manual;
 pub mod mpirun;
 pub mod orphans;
 pub mod plan;

@@ -19,6 +19,8 @@ fn main() -> ExitCode {
         Command::Export(args) => launcher::hand_on::run_named("export", &args),
         Command::Import(args) => launcher::hand_on::run_named("import", &args),
         Command::Checkpoint(args) => launcher::checkpoint::run(&args),
+        Command::Completions(args) => launcher::manual::completions(&args),
+        Command::Man(args) => launcher::manual::man(&args),
     };
     let exit = result.unwrap_or_else(|error| {
         let _ = writeln!(std::io::stderr(), "error: {error:#}");

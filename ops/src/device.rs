@@ -85,7 +85,7 @@ pub fn configure_process(threads: usize) {
 pub fn peak_flops(device: Device, kind: Kind) -> f64 {
     let known = match (device, kind) {
         (Device::Cuda(index), Kind::BFloat16) => {
-            cuda::properties(index).and_then(|about| cuda::data_sheet_peak(&about.name))
+            cuda::properties(index).and_then(|about| configs::data_sheet_bf16(&about.name))
         }
         _ => None,
     };

@@ -58,7 +58,7 @@ fn what_cannot_be_planned_is_refused_with_its_flag_and_a_hint() {
         ("--link nvlink9", "--link nvlink9"),
         ("--ranks 0", "--ranks 0"),
         ("--mtbf 0", "--mtbf 0"),
-        ("--gpu measured --measured nowhere.json", "nowhere.json"),
+        ("--gpu measured --machine nowhere.toml", "nowhere.toml"),
         ("--hosts a:x", "no number of slots"),
     ] {
         let ended = plan(&format!("configs/gpt3-125m.toml {arguments}")).run();

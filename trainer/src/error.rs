@@ -183,6 +183,14 @@ pub enum TrainError {
     /// The run folder cannot be used.
     #[error(transparent)]
     Folder(#[from] FileError),
+    /// A machine file that is not there, or is none.
+    #[error("{}: {why}\nhint: phalanx-rank bench calibrate writes such a file, on as many ranks", file.display())]
+    Machine {
+        /// The file.
+        file: PathBuf,
+        /// What is wrong with it, with the line.
+        why: String,
+    },
     /// A file of the run folder cannot be written or read.
     #[error("{}: {source}", path.display())]
     Io {
@@ -222,6 +230,7 @@ impl TrainError {
             | TrainError::Batch(_)
             | TrainError::Data(_)
             | TrainError::Vocabulary { .. }
+            | TrainError::Machine { .. }
             | TrainError::Fixed { .. }
             | TrainError::Base { .. }
             | TrainError::NotFinite { .. }

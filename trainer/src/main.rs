@@ -3,13 +3,14 @@
 #![allow(clippy::print_stderr)] // before the logger is there, and for the last word of a failed rank
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
+use configs::plan::{MACHINE_FILE, Measured};
 use configs::{CheckpointConfig, Exit, Fault, ParallelConfig, RunConfig};
 use ops::collectives::{Communicator, DeviceSums, abort_on_panic, serve};
 use std::io::Write;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 use tch::Kind;
-use trainer::bench::AttentionBench;
+use trainer::bench::{AttentionBench, Calibration};
 use trainer::checkpoint::commands;
 use trainer::exchange::{ExportArgs, ImportArgs, export_command, import_command};
 use trainer::generate::{GenerateArgs, generate_command};
@@ -40,11 +41,11 @@ enum Command {
     /// Look after a run's checkpoints: what `phalanx checkpoint` runs
     #[command(subcommand, hide = true)]
     Checkpoint(AskCheckpoint),
-    /// Write text with a trained model: what `phalanx generate` runs
+    /// Write text with a trained model
     Generate(GenerateArgs),
-    /// Write a model in another program's form, and prove it: what `phalanx export` runs
+    /// Write a model in the form of transformers or llm.c, and prove that it is the model
     Export(ExportArgs),
-    /// Make a run of another program's model: what `phalanx import` runs
+    /// Make a run of a model of transformers or llm.c
     Import(ImportArgs),
     /// Compare a GPU with the CPU, and time it: `scripts/gpu-check` runs the parts
     #[command(hide = true)]
@@ -160,6 +161,24 @@ enum Bench {
         /// Measure the process's matrix rate too
         #[arg(long)]
         peak: bool,
+    },
+    /// Rates of this machine for `phalanx plan --gpu measured`: products, attention, memory, collectives on the
+    /// ranks that are there, disk
+    Calibrate {
+        /// The machine file that is written
+        #[arg(long, value_name = "FILE", default_value = MACHINE_FILE)]
+        out: PathBuf,
+    },
+    /// Steps of a configuration beside what the plan says of them on a machine as measured
+    Plan {
+        /// The configuration; its data need not exist
+        config: PathBuf,
+        /// Set a key over the file: section.key=value
+        #[arg(long = "set", value_name = "KEY=VALUE")]
+        sets: Vec<String>,
+        /// The machine file that `calibrate` wrote on as many ranks
+        #[arg(long, value_name = "FILE", default_value = MACHINE_FILE)]
+        machine: PathBuf,
     },
     /// How much of the communication of a configuration's steps is hidden, and the bytes they send
     Overlap {
@@ -394,6 +413,17 @@ fn gpu_check(args: &GpuCheckArgs, comm: &mut Box<dyn Communicator>) -> Result<Ex
     trainer::gpu_check(part, &args.out, args.device == CheckDevice::Cpu, comm)
 }
 
+/// Measures this machine, and writes its file.
+fn calibrate(out: &Path, comm: &dyn Communicator) -> Result<Exit, TrainError> {
+    let folder = out.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."));
+    let measured = Calibration::default().run(comm, folder)?;
+    if comm.rank() == 0 {
+        std::fs::write(out, measured.to_toml()).map_err(TrainError::io(out))?;
+        let _ = std::io::stdout().write_all(measured.describe().as_bytes());
+    }
+    Ok(Exit::Done)
+}
+
 fn bench(what: &Bench, comm: &dyn Communicator) -> Result<Exit, TrainError> {
     let (name, cases) = match what {
         Bench::Collectives { turns, fraction } => {
@@ -436,6 +466,16 @@ fn bench(what: &Bench, comm: &dyn Communicator) -> Result<Exit, TrainError> {
             }
             return Ok(Exit::Done);
         }
+        Bench::Calibrate { out } => return calibrate(out, comm),
+        Bench::Plan { config, sets, machine } => {
+            let measured = std::fs::read_to_string(machine).map_err(|error| error.to_string());
+            let measured = measured.and_then(|text| Measured::parse(&text));
+            let measured =
+                measured.map_err(|why| TrainError::Machine { file: machine.to_path_buf(), why })?;
+            let config = configs::load(config, sets, &|_| Ok(257))?;
+            ops::device::configure_process(config.parallel.threads);
+            ("plan".to_string(), trainer::bench::planned(&config, measured, comm)?)
+        }
         Bench::Overlap { config, sets, turns } => {
             // No data is read: bytes, unless the vocabulary is set.
             let config = configs::load(config, sets, &|_| Ok(257))?;
@@ -450,3 +490,7 @@ fn bench(what: &Bench, comm: &dyn Communicator) -> Result<Exit, TrainError> {
     }
     Ok(Exit::Done)
 }
+
+#[cfg(test)]
+#[path = "../../tests/docs/rank.rs"]
+mod documented;

@@ -2,7 +2,8 @@
 //! Knows no model and no run.
 
 use super::PlanError;
-use super::measured::Measured;
+use super::measured::{Measured, Rates};
+use crate::data_sheet_bf16;
 use serde::Serialize;
 
 /// The share of a data sheet's rates that a run reaches, one constant for products, memory and links of every
@@ -51,6 +52,9 @@ pub struct Machine {
     /// What was measured, where that stands in for data sheets.
     #[serde(skip)]
     pub measured: Option<Measured>,
+    /// Of these, what a rank of so many threads as the run has computes.
+    #[serde(skip)]
+    pub rates: Option<Rates>,
 }
 
 /// The names that [`Machine::named`] knows.
@@ -81,9 +85,9 @@ impl Machine {
     /// # Errors
     /// A name that nobody knows.
     pub fn named(name: &str, threads: usize) -> Result<Machine, PlanError> {
-        let hopper = |name, memory_gb, memory_tb_per_s| Gpu {
+        let hopper = |(name, device), memory_gb, memory_tb_per_s| Gpu {
             name,
-            bf16: 989.4e12,
+            bf16: data_sheet(device),
             fp32: 66.9e12,
             memory_gb,
             memory_tb_per_s,
@@ -92,11 +96,11 @@ impl Machine {
             host_gb_per_s: 64.0,
         };
         let gpu = match name {
-            "h200" => hopper("h200", 141.0, 4.8),
-            "h100" => hopper("h100", 80.0, 3.35),
+            "h200" => hopper(("h200", "NVIDIA H200"), 141.0, 4.8),
+            "h100" => hopper(("h100", "NVIDIA H100"), 80.0, 3.35),
             "a100-80" => Gpu {
                 name: "a100-80",
-                bf16: 312e12,
+                bf16: data_sheet("NVIDIA A100"),
                 fp32: 19.5e12,
                 memory_gb: 80.0,
                 memory_tb_per_s: 2.039,
@@ -136,40 +140,46 @@ impl Machine {
             per_node: (64 / threads.max(1)).max(1),
             reached: REACHED,
             measured: None,
+            rates: None,
         })
     }
 
-    /// The machine on which `measured` was taken: its rates are reached, being measured.
-    ///
-    /// # Errors
-    /// None but those of a name.
-    pub fn measured(measured: Measured) -> Result<Machine, PlanError> {
-        let memory = measured.memory_bytes_per_s;
-        Ok(Machine {
+    /// The machine on which `measured` was taken, for ranks of so many threads: its rates are reached, being
+    /// measured.
+    pub fn measured(measured: Measured, threads: usize) -> Machine {
+        let rates = measured.rates(threads).clone();
+        let memory = rates.copy_bytes_per_s;
+        Machine {
             name: format!("measured on {}", measured.host),
             cpu: true,
-            bf16_flops_per_s: measured.bf16_flops_per_s,
-            fp32_flops_per_s: measured.fp32_flops_per_s,
+            bf16_flops_per_s: rates.bf16.as_ref().unwrap_or(&rates.fp32).peak(),
+            fp32_flops_per_s: rates.fp32.peak(),
             memory_bytes: measured.memory_bytes / measured.per_node().max(1) as u64,
-            reserved_bytes: 300_000_000,
+            reserved_bytes: measured.process_bytes,
             memory_bytes_per_s: memory,
             host_bytes_per_s: memory / 2.0,
             within: Link {
                 name: "measured".into(),
                 bytes_per_s: memory / 2.0,
-                latency_s: measured.barrier_s.max(1e-6),
+                latency_s: measured.barrier_s,
             },
-            between: Link::named("eth10")?,
+            between: Link::named("eth10").expect("ten gigabits of Ethernet"),
             per_node: measured.per_node(),
             reached: 1.0,
             measured: Some(measured),
-        })
+            rates: Some(rates),
+        }
     }
 
     /// Matrix products per second by the data sheet: what MFU is a share of.
     pub fn peak(&self, bf16: bool) -> f64 {
         if bf16 { self.bf16_flops_per_s } else { self.fp32_flops_per_s }
     }
+}
+
+/// Of a GPU that the one table of data sheets has.
+fn data_sheet(device: &str) -> f64 {
+    data_sheet_bf16(device).expect("the machines named here are among the data sheets")
 }
 
 impl Gpu {
@@ -188,6 +198,7 @@ impl Gpu {
             per_node: 8,
             reached: REACHED,
             measured: None,
+            rates: None,
         })
     }
 }

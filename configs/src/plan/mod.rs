@@ -15,10 +15,10 @@ mod simulation;
 mod timeline;
 
 pub use batch::{Fitted, fit_batch};
-pub use cost::{CallSeconds, Costs};
+pub use cost::{CallSeconds, Costs, LOGIT_BYTES, UPDATE_BYTES};
 pub use failures::{Failures, RANK_HOURS_BETWEEN_FAILURES, Saving};
 pub use machine::{Cluster, Link, MACHINES, Machine, REACHED};
-pub use measured::{Measured, MeasuredCall};
+pub use measured::{Computing, MACHINE_FILE, Measured, MeasuredCall, MeasuredProduct, RatePoint, Rates};
 pub use modes::{Mode, ModePlan};
 pub use published::{PUBLISHED, Published};
 pub use room::Room;
@@ -26,7 +26,7 @@ pub use scaling::{Bend, Point, Scaling};
 pub use simulation::{Failure, Life, Lived, SimulatedStep, Simulation, Trouble};
 pub use timeline::{StepSeconds, step_seconds};
 
-use crate::{Dtype, Memory, RunConfig, Setup, Shard, StepTraffic, step_acts};
+use crate::{Dtype, Memory, ModelConfig, RunConfig, Setup, Shard, StepTraffic, step_acts};
 use serde::Serialize;
 
 /// What cannot be planned.
@@ -145,7 +145,7 @@ impl Plan {
         let (fitted, shared) = fit_batch(run, *ranks);
         let modes = modes::all(&shared, *ranks, cluster);
         let setup = setup_of(&shared, *ranks, cluster);
-        let traffic = Traffic::of(&shared, &setup, cluster);
+        let traffic = Traffic::of(&shared.model, &setup, cluster);
         let configured = &modes[0];
         let (steps, tokens) = length(&shared);
         let seconds = run_seconds(&shared, *ranks, cluster);
@@ -192,7 +192,7 @@ pub(crate) fn computes_in_bf16(run: &RunConfig, machine: &Machine) -> bool {
     match run.parallel.dtype {
         Dtype::Bf16 => true,
         Dtype::Fp32 => false,
-        Dtype::Auto => !machine.cpu,
+        Dtype::Auto => !machine.cpu || machine.rates.as_ref().is_some_and(|rates| rates.bf16.is_some()),
     }
 }
 
@@ -228,12 +228,16 @@ fn run_seconds(shared: &RunConfig, ranks: usize, cluster: &Cluster) -> f64 {
 /// A step's seconds.
 fn seconds_of(run: &RunConfig, setup: &Setup, cluster: &Cluster) -> StepSeconds {
     let costs = Costs::new(cluster, &run.model, setup);
-    step_seconds(&step_acts(&run.model, setup), &costs, cluster.machine.cpu)
+    step_seconds(&step_acts(&run.model, setup), &costs)
 }
 
 impl Traffic {
-    fn of(run: &RunConfig, setup: &Setup, cluster: &Cluster) -> Traffic {
-        let sent = StepTraffic::of(&run.model, setup);
+    /// What a step of `model` sends on ranks of a cluster. Ranks of one node read each other's fp32 as it is:
+    /// bf16 on the wire halves what leaves a node.
+    pub fn of(model: &ModelConfig, setup: &Setup, cluster: &Cluster) -> Traffic {
+        let reads = cluster.machine.cpu && cluster.nodes(setup.world_size) == 1;
+        let wire_width = if reads { 4 } else { setup.wire_width() };
+        let sent = StepTraffic::with_wire(model, setup, wire_width);
         let ranks = setup.world_size as f64;
         // What an ideal algorithm sends is (W - 1) / W of the buffers; of these, each link's share.
         let buffers = if setup.world_size > 1 { sent.total() as f64 * ranks / (ranks - 1.0) } else { 0.0 };

@@ -144,7 +144,7 @@ impl Published {
         let mut acts = step_acts(&model, &setup);
         // Others can keep what blocks compute while their weights are sharded.
         acts.retain(|act| self.recompute || !matches!(act, Act::Compute(Work::Recompute(_))));
-        let step = step_seconds(&acts, &Costs::new(&cluster, &model, &setup), false);
+        let step = step_seconds(&acts, &Costs::new(&cluster, &model, &setup));
         let tokens = (self.micro_batch * seq_len) as f64 * self.micro_steps as f64;
         Ok(tokens / step.total)
     }

@@ -40,7 +40,11 @@ impl Room {
         let chunk = logits_at_once(!machine.cpu, setup.bf16) as u64;
         let logits = chunk.min((setup.micro_batch * model.seq_len * model.vocab_size) as u64);
         // fp32, a temporary of the sum of exponentials, and the gradient as it computes.
-        let logits = logits * (8 + if setup.bf16 { 2 } else { 0 });
+        let mut logits = logits * (8 + if setup.bf16 { 2 } else { 0 });
+        if setup.bf16 && machine.cpu {
+            // The head's weight gradient of a chunk, and the fp32 copy of it that libtorch adds to the sum.
+            logits += 6 * (model.vocab_size * model.n_embd) as u64;
+        }
         let slack = (SLACK * (memory.activations + logits + memory.passing) as f64) as u64;
         let mut room = Room {
             parameters: memory.weights + memory.masters,

@@ -40,8 +40,6 @@ pub struct Simulation<'a> {
     acts: &'a [Act],
     costs: &'a Costs<'a>,
     trouble: &'a Trouble,
-    /// Whether what moves within a node takes the time of the cores that compute.
-    cores_help: bool,
     /// The first rank that each clock stands for, and how many.
     clocks: Vec<(usize, usize)>,
     now: Vec<f64>,
@@ -56,13 +54,7 @@ pub struct Simulation<'a> {
 
 impl<'a> Simulation<'a> {
     /// `ranks` that make steps of `acts`.
-    pub fn new(
-        acts: &'a [Act],
-        costs: &'a Costs<'a>,
-        ranks: usize,
-        cores_help: bool,
-        trouble: &'a Trouble,
-    ) -> Simulation<'a> {
+    pub fn new(acts: &'a [Act], costs: &'a Costs<'a>, ranks: usize, trouble: &'a Trouble) -> Simulation<'a> {
         let clocks = clocks(ranks, trouble);
         let (count, segments) =
             (clocks.len(), acts.iter().filter_map(segment).max().map_or(0, |last| last + 1));
@@ -70,7 +62,6 @@ impl<'a> Simulation<'a> {
             acts,
             costs,
             trouble,
-            cores_help,
             clocks,
             now: vec![0.0; count],
             waited: vec![0.0; count],
@@ -108,12 +99,8 @@ impl<'a> Simulation<'a> {
         let mut seconds = self.costs.call(call);
         // The slowest link holds up all.
         seconds.between *= self.trouble.slow_links.iter().map(|(_, factor)| *factor).fold(1.0, f64::max);
-        let mut rest = seconds.total();
-        if self.cores_help {
-            self.now.iter_mut().for_each(|now| *now += seconds.within);
-            rest -= seconds.within;
-        }
-        self.free = self.free.max(latest(&self.now)) + rest;
+        self.now.iter_mut().for_each(|now| *now += seconds.cores);
+        self.free = self.free.max(latest(&self.now)) + seconds.total() - seconds.cores;
         self.done[call.segment][call.cargo as usize] = self.free;
     }
 
@@ -279,7 +266,7 @@ mod tests {
         let setup = setup_of(&shared, ranks, &cluster);
         let costs = Costs::new(&cluster, &shared.model, &setup);
         let acts = step_acts(&shared.model, &setup);
-        let mut simulation = Simulation::new(&acts, &costs, ranks, false, trouble);
+        let mut simulation = Simulation::new(&acts, &costs, ranks, trouble);
         (0..steps).map(|_| simulation.step()).last().unwrap()
     }
 
@@ -290,7 +277,7 @@ mod tests {
             let (_, shared) = fit_batch(&run(name), ranks);
             let setup = setup_of(&shared, ranks, &cluster);
             let costs = Costs::new(&cluster, &shared.model, &setup);
-            let planned = step_seconds(&step_acts(&shared.model, &setup), &costs, false).total;
+            let planned = step_seconds(&step_acts(&shared.model, &setup), &costs).total;
             let simulated = last(name, ranks, 2, &Trouble::default()).seconds;
             assert!((simulated / planned - 1.0).abs() < 1e-9, "{name}: {simulated} {planned}");
             // A clock for each rank gives the same as one for all.

@@ -45,8 +45,8 @@ impl StepSeconds {
 
 /// Runs a step's acts twice, so that the second begins with what the first has left on its way, and takes
 /// the second.
-pub fn step_seconds(acts: &[Act], costs: &Costs<'_>, cores_help: bool) -> StepSeconds {
-    let mut rank = Rank { cores_help, ..Rank::default() };
+pub fn step_seconds(acts: &[Act], costs: &Costs<'_>) -> StepSeconds {
+    let mut rank = Rank::default();
     rank.run(acts, costs);
     let began = rank.now;
     rank.taken = StepSeconds::default();
@@ -62,7 +62,6 @@ struct Rank {
     free: f64,
     /// The same of each segment's last, for weights and gradients.
     done: Vec<[f64; 2]>,
-    cores_help: bool,
     taken: StepSeconds,
     within: f64,
     between: f64,
@@ -83,11 +82,9 @@ impl Rank {
                     self.taken.latency += seconds.latency;
                     self.within += seconds.within;
                     self.between += seconds.between;
-                    if self.cores_help {
-                        self.now += seconds.within;
-                        self.taken.helping += seconds.within;
-                    }
-                    self.free = self.free.max(self.now) + seconds.total() - self.helped(seconds.within);
+                    self.now += seconds.cores;
+                    self.taken.helping += seconds.cores;
+                    self.free = self.free.max(self.now) + seconds.total() - seconds.cores;
                     *self.done(call.cargo, call.segment) = self.free;
                 }
                 Act::Wait(cargo, segment) => {
@@ -104,11 +101,6 @@ impl Rank {
                 }
             }
         }
-    }
-
-    /// What the cores have already done of a collective.
-    fn helped(&self, within: f64) -> f64 {
-        if self.cores_help { within } else { 0.0 }
     }
 
     fn done(&mut self, cargo: Cargo, segment: usize) -> &mut f64 {

@@ -9,7 +9,7 @@ use crate::{Hosts, LaunchError};
 use anyhow::{Context, Result, bail};
 use clap::Args;
 use configs::plan::RANK_HOURS_BETWEEN_FAILURES;
-use configs::plan::{Cluster, Link, Machine, Measured, PUBLISHED, Plan, PlanError, Question};
+use configs::plan::{Cluster, Link, MACHINE_FILE, Machine, Measured, PUBLISHED, Plan, PlanError, Question};
 use configs::{Device, Exit, RunConfig};
 use serde::Serialize;
 use std::io::Write;
@@ -37,9 +37,9 @@ pub struct PlanArgs {
     /// configuration says so].
     #[arg(long, value_name = "NAME")]
     pub gpu: Option<String>,
-    /// Rates of a machine as measured (JSON), for --gpu measured.
-    #[arg(long, value_name = "FILE", default_value = "target/bench/calibration.json")]
-    pub measured: PathBuf,
+    /// File of a machine's rates, for --gpu measured; phalanx-rank bench calibrate writes it.
+    #[arg(long, value_name = "FILE", default_value = MACHINE_FILE)]
+    pub machine: PathBuf,
     /// Network of a node: ib400x8 is eight ports of 400 Gbit/s InfiniBand, eth100 one of Ethernet
     /// [default: the machine's].
     #[arg(long, value_name = "NAME")]
@@ -170,7 +170,7 @@ fn machine(args: &PlanArgs, config: &RunConfig) -> Result<Machine> {
     let on_cpu = config.parallel.device == Device::Cpu;
     let name = args.gpu.as_deref().unwrap_or(if on_cpu { "cpu" } else { "h100" });
     if name == "measured" {
-        return Ok(Machine::measured(read_measured(&args.measured)?)?);
+        return Ok(Machine::measured(read_measured(&args.machine)?, config.parallel.threads));
     }
     Ok(Machine::named(name, config.parallel.threads)?)
 }
@@ -178,7 +178,7 @@ fn machine(args: &PlanArgs, config: &RunConfig) -> Result<Machine> {
 fn read_measured(file: &Path) -> Result<Measured, LaunchError> {
     let refuse = |why: String| LaunchError::Calibration { file: file.to_path_buf(), why };
     let text = std::fs::read_to_string(file).map_err(|error| refuse(error.to_string()))?;
-    serde_json::from_str(&text).map_err(|error| refuse(error.to_string()))
+    Measured::parse(&text).map_err(refuse)
 }
 
 fn hosts(args: &PlanArgs) -> Result<Option<Hosts>, LaunchError> {

@@ -29,8 +29,7 @@ pub(super) fn simulate(
     let costs = Costs::new(&question.cluster, &shared.model, &setup);
     let acts = configs::step_acts(&shared.model, &setup);
     let trouble = trouble(args)?;
-    let cores_help = question.cluster.machine.cpu;
-    let mut simulation = Simulation::new(&acts, &costs, question.ranks, cores_help, &trouble);
+    let mut simulation = Simulation::new(&acts, &costs, question.ranks, &trouble);
     // The first step begins with nothing on its way.
     simulation.step();
     let steps: Vec<SimulatedStep> =

@@ -75,14 +75,14 @@ fn updates(
 }
 
 /// Looks at the process's memory again and again, and keeps the most.
-struct Watch {
+pub(super) struct Watch {
     most: Arc<AtomicU64>,
     over: Arc<AtomicBool>,
     thread: JoinHandle<()>,
 }
 
 impl Watch {
-    fn start() -> Watch {
+    pub(super) fn start() -> Watch {
         let (most, over) = (Arc::new(AtomicU64::new(0)), Arc::new(AtomicBool::new(false)));
         let (seen, ended) = (Arc::clone(&most), Arc::clone(&over));
         let thread = std::thread::spawn(move || {
@@ -94,7 +94,7 @@ impl Watch {
         Watch { most, over, thread }
     }
 
-    fn end(self) -> u64 {
+    pub(super) fn end(self) -> u64 {
         self.over.store(true, Ordering::Relaxed);
         self.thread.join().expect("a watch does not panic");
         self.most.load(Ordering::Relaxed)
@@ -102,7 +102,7 @@ impl Watch {
 }
 
 /// This process's share of the memory it uses, in bytes; 0 where the kernel does not tell.
-fn pss_bytes() -> u64 {
+pub(super) fn pss_bytes() -> u64 {
     bytes_of("/proc/self/smaps_rollup", "Pss:")
 }
 
@@ -116,7 +116,8 @@ pub(super) fn most_resident_bytes() -> u64 {
     bytes_of("/proc/self/status", "VmHWM:")
 }
 
-fn bytes_of(file: &str, name: &str) -> u64 {
+/// The kilobytes of a line of one of the kernel's files, in bytes; 0 without such a line.
+pub(super) fn bytes_of(file: &str, name: &str) -> u64 {
     let text = std::fs::read_to_string(file).unwrap_or_default();
     let line = text.lines().find_map(|line| line.strip_prefix(name));
     line.and_then(|line| line.trim().strip_suffix("kB")?.trim().parse::<u64>().ok()).unwrap_or(0) * 1024

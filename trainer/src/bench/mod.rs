@@ -2,10 +2,13 @@
 //! Knows nothing of what is measured; each kind has a module of its own.
 
 mod attention;
+mod calibrate;
 mod collectives;
 mod decode;
 mod memory;
 mod overlap;
+mod planned;
+mod primitives;
 #[cfg(test)]
 mod recorder;
 mod save;
@@ -14,10 +17,12 @@ mod steps;
 mod switch;
 
 pub use attention::{AttentionBench, band_memory};
+pub use calibrate::Calibration;
 pub use collectives::collectives;
 pub use decode::decode;
 pub use memory::memory;
 pub use overlap::overlap;
+pub use planned::planned;
 pub use save::save;
 pub use speed::{Speed, speed};
 

@@ -32,7 +32,7 @@ pub fn overlap(config: &RunConfig, comm: &dyn Communicator, turns: usize) -> Res
     let before = sent_bytes(comm);
     let (outcome, operations) = switch.remembering(|| time(&mut steps, comm));
     outcome?;
-    let sent = mean(comm, sent_bytes(comm) - before)? / ALL_STEPS;
+    let sent = mean(comm, (sent_bytes(comm) - before) as f64)? / ALL_STEPS;
 
     let (mut with, mut without, mut alone, mut backward) = (vec![], vec![], vec![], vec![]);
     for _ in 0..turns {
@@ -85,7 +85,8 @@ fn replay(comm: &dyn Communicator, operations: &[(Operation, Tensor)]) -> Result
     Ok(started?.into_iter().try_for_each(Pending::wait)?)
 }
 
-fn sent_bytes(comm: &dyn Communicator) -> u64 {
+/// What this rank has sent to others in operations.
+pub(super) fn sent_bytes(comm: &dyn Communicator) -> u64 {
     let traffic = comm.traffic();
     [traffic.all_reduce, traffic.reduce_scatter, traffic.all_gather]
         .iter()
@@ -94,8 +95,8 @@ fn sent_bytes(comm: &dyn Communicator) -> u64 {
 }
 
 /// The mean over ranks.
-fn mean(comm: &dyn Communicator, mine: u64) -> Result<f64, CommError> {
-    let mut sum = [mine as f64];
+pub(super) fn mean(comm: &dyn Communicator, mine: f64) -> Result<f64, CommError> {
+    let mut sum = [mine];
     comm.all_reduce_f64(&mut sum)?;
     Ok(sum[0] / comm.world_size() as f64)
 }

@@ -6,7 +6,7 @@ use crate::error::TrainError;
 use crate::gradients::Gradients;
 use crate::model::Gpt;
 use crate::optimizer::Optimizer;
-use crate::timing::Timing;
+use crate::timing::{Phase, Timing};
 use crate::train::Learner;
 use crate::weights::Parameters;
 use configs::{Philox, RunConfig, Setup};
@@ -60,7 +60,10 @@ impl<'a> Steps<'a> {
         // What ranks agree on in a step, and what they wait for.
         let mut squares = [gradient.squares.value()];
         self.comm.all_reduce_f64(&mut squares)?;
-        optimizer.update(engine, step, 1e-6, squares[0].sqrt())
+        let started = timing.now();
+        optimizer.update(engine, step, 1e-6, squares[0].sqrt())?;
+        timing.add(Phase::Optimizer, started);
+        Ok(())
     }
 }
 
@@ -137,6 +140,6 @@ mod tests {
         let cluster = configs::plan::Cluster { machine, between, per_node, disk_bytes_per_s: 1e9 };
         let costs = Costs::new(&cluster, &config.model, setup);
         let trouble = Trouble::default();
-        assert!(Simulation::new(acts, &costs, RANKS, true, &trouble).step().seconds > 0.0);
+        assert!(Simulation::new(acts, &costs, RANKS, &trouble).step().seconds > 0.0);
     }
 }
