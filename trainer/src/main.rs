@@ -13,6 +13,7 @@ use trainer::bench::AttentionBench;
 use trainer::checkpoint::commands;
 use trainer::exchange::{ExportArgs, ImportArgs, export_command, import_command};
 use trainer::generate::{GenerateArgs, generate_command};
+use trainer::suite::{EvalArgs, eval_command};
 use trainer::{Faults, Log, Part, PredictOptions, Process, Pulse, StopFlag, TrainError, heartbeat};
 
 /// One rank of a Phalanx run. `phalanx` starts it; so do mpirun and srun.
@@ -40,6 +41,8 @@ enum Command {
     /// Look after a run's checkpoints: what `phalanx checkpoint` runs
     #[command(subcommand, hide = true)]
     Checkpoint(AskCheckpoint),
+    /// Score a trained model on the tasks of a suite: what `phalanx eval` runs
+    Eval(EvalArgs),
     /// Write text with a trained model: what `phalanx generate` runs
     Generate(GenerateArgs),
     /// Write a model in another program's form, and prove it: what `phalanx export` runs
@@ -256,6 +259,7 @@ fn main() {
         Command::Finetune(args) => finetune(args, &mut comm, stop, log, pulse),
         Command::Predict(args) => predict(args, &*comm),
         Command::Checkpoint(ask) => Ok(checkpoint(ask)),
+        Command::Eval(args) => eval_command(args, &*comm).map(|()| Exit::Done),
         Command::Generate(args) => generate_command(args, &*comm).map(|()| Exit::Done),
         Command::Export(args) => export_command(args, &*comm).map(|()| Exit::Done),
         Command::Import(args) => import_command(args, &*comm).map(|()| Exit::Done),
