@@ -28,7 +28,9 @@ mod schedule;
 mod segments;
 mod shards;
 mod step;
+mod suite;
 mod task;
+mod template;
 mod traffic;
 
 pub use batch::{BatchError, BatchPlan, Leaves};
@@ -57,5 +59,7 @@ pub use schedule::{Budget, Schedule, ScheduleKind};
 pub use segments::{Init, SegmentSpec, TensorSpec, segments, task_segment};
 pub use shards::{SLICE_ALIGN, owned_range, slice_numel};
 pub use step::{Act, Call, Cargo, Collective, Work, step_acts};
+pub use suite::{Overlong, Suite, SuiteKind, SuiteTask, load_suite};
 pub use task::{Metric, TASK_TOKENS, TaskConfig, TaskFile, TaskKind};
+pub use template::Template;
 pub use traffic::StepTraffic;

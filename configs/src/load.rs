@@ -227,7 +227,12 @@ fn check_keys(file: &Path, text: &str) -> Result<(), Vec<Problem>> {
     if problems.is_empty() { Ok(()) } else { Err(problems.into_iter().map(|(_, problem)| problem).collect()) }
 }
 
-fn unknown<'a>(kind: &str, shown: &str, word: &str, known: impl Iterator<Item = &'a str> + Clone) -> String {
+pub(crate) fn unknown<'a>(
+    kind: &str,
+    shown: &str,
+    word: &str,
+    known: impl Iterator<Item = &'a str> + Clone,
+) -> String {
     let near = known
         .clone()
         .map(|candidate| (strsim::jaro_winkler(word, candidate), candidate))
@@ -239,7 +244,7 @@ fn unknown<'a>(kind: &str, shown: &str, word: &str, known: impl Iterator<Item = 
     }
 }
 
-fn typed_problem(file: &Path, text: &str, error: &toml::de::Error) -> Problem {
+pub(crate) fn typed_problem(file: &Path, text: &str, error: &toml::de::Error) -> Problem {
     let place = match error.span() {
         Some(span) => place(file, text, span.start),
         None => file.display().to_string(),
@@ -247,7 +252,7 @@ fn typed_problem(file: &Path, text: &str, error: &toml::de::Error) -> Problem {
     Problem { place: Some(place), what: error.message().to_string() }
 }
 
-fn place(file: &Path, text: &str, byte: usize) -> String {
+pub(crate) fn place(file: &Path, text: &str, byte: usize) -> String {
     let line = text.as_bytes()[..byte].iter().filter(|&&b| b == b'\n').count() + 1;
     format!("{}:{line}", file.display())
 }
@@ -425,6 +430,8 @@ max_steps = 10
         let sets = [
             "data.val=data/val",
             "eval.max_tokens=100",
+            "eval.suite=suite.toml",
+            "eval.suite_every_steps=5",
             "batch.ramp_start_tokens=32",
             "batch.ramp_tokens=640",
             "guard.spike_factor=1.5",

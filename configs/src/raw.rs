@@ -42,7 +42,7 @@ macro_rules! section {
         $(#[$doc])*
         #[derive(Debug, Clone, Default, PartialEq, Deserialize)]
         #[serde(default)]
-        #[allow(missing_docs)] // each key is described where it is resolved, in `run`
+        #[allow(missing_docs, unreachable_pub)] // each key is described where it is resolved
         pub struct $name { $(pub $key: Option<$type>),* }
 
         impl $name {
@@ -98,7 +98,7 @@ section! {
 }
 section! {
     /// `[eval]` as typed.
-    RawEval { every_steps: u64, max_tokens: u64 }
+    RawEval { every_steps: u64, max_tokens: u64, suite: String, suite_every_steps: u64 }
 }
 section! {
     /// `[guard]` as typed.
@@ -115,6 +115,8 @@ section! {
         epochs: u64, batch_examples: u64, micro_batch: usize, lambda: f64, warmup_fraction: f64,
     }
 }
+
+pub(crate) use section;
 
 /// Every section with its keys.
 pub(crate) const SECTIONS: &[(&str, &[&str])] = &[

@@ -6,7 +6,8 @@ use crate::batch::nearest;
 use crate::data::{DataConfig, resolve_data};
 use crate::load::Problem;
 use crate::raw::{
-    RawBatch, RawConfig, RawGuard, RawMetrics, RawModel, RawOptim, RawParallel, RawRun, RawSchedule, RawTask,
+    RawBatch, RawConfig, RawEval, RawGuard, RawMetrics, RawModel, RawOptim, RawParallel, RawRun, RawSchedule,
+    RawTask,
 };
 use crate::{
     BatchError, BatchPlan, Batches, Budget, Device, Listen, ModelConfig, ParallelConfig, Pattern, Schedule,
@@ -123,6 +124,16 @@ pub struct EvalConfig {
     /// Validation tokens used; all of them when absent.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub max_tokens: Option<u64>,
+    /// The suite that the model is measured on too; none when absent.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub suite: Option<PathBuf>,
+    /// Steps between these; 0 for the first and the last only.
+    #[serde(default, skip_serializing_if = "is_zero")]
+    pub suite_every_steps: u64,
+}
+
+fn is_zero(number: &u64) -> bool {
+    *number == 0
 }
 
 /// `[guard]`
@@ -188,8 +199,7 @@ impl RunConfig {
             keep_every_steps: raw.checkpoint.keep_every_steps.unwrap_or(0),
         };
         at_least_one(checkpoint.keep_last as u64, "checkpoint.keep_last", &mut problems);
-        let eval =
-            EvalConfig { every_steps: raw.eval.every_steps.unwrap_or(1000), max_tokens: raw.eval.max_tokens };
+        let eval = resolve_eval(raw.eval, &mut problems);
         let guard = resolve_guard(&raw.guard, &mut problems);
         let metrics = resolve_metrics(&raw.metrics, &mut problems);
 
@@ -518,6 +528,19 @@ fn power_of_two(batch: &BatchConfig, seq_len: usize, problems: &mut Vec<Problem>
             m / odd
         );
         problems.push(Problem::key("parallel.reproducible", what));
+    }
+}
+
+fn resolve_eval(raw: RawEval, problems: &mut Vec<Problem>) -> EvalConfig {
+    if raw.suite.is_none() && raw.suite_every_steps.is_some() {
+        problems
+            .push(Problem::key("eval.suite_every_steps", "there is no eval.suite to be measured on".into()));
+    }
+    EvalConfig {
+        every_steps: raw.every_steps.unwrap_or(1000),
+        max_tokens: raw.max_tokens,
+        suite: raw.suite.map(PathBuf::from),
+        suite_every_steps: raw.suite_every_steps.unwrap_or(0),
     }
 }
 

@@ -214,7 +214,7 @@ impl TaskFile {
             schedule,
             parallel: self.parallel.clone(),
             checkpoint: self.checkpoint.clone(),
-            eval: EvalConfig { every_steps, max_tokens: None },
+            eval: EvalConfig { every_steps, max_tokens: None, suite: None, suite_every_steps: 0 },
             guard: self.guard.clone(),
             metrics: self.metrics.clone(),
             task: Some(TaskConfig { base: name, ..self.task.clone() }),
@@ -241,6 +241,8 @@ fn only_what_a_task_has(raw: &RawConfig, problems: &mut Vec<Problem>) {
     let schedule = "of a task follows from task.epochs and task.warmup_fraction: up, and in a line down to 0";
     refuse(raw.schedule != Default::default(), "schedule", schedule);
     refuse(raw.eval.max_tokens.is_some(), "eval.max_tokens", "a task is scored on all of data.val");
+    let suite = raw.eval.suite.is_some() || raw.eval.suite_every_steps.is_some();
+    refuse(suite, "eval.suite", "a task is scored by task.metrics; phalanx eval measures models of text");
     refuse(raw.guard.spike_factor.is_some(), "guard.spike_factor", "a task has too few updates to judge by");
 }
 

@@ -22,7 +22,7 @@ pub enum DataError {
     /// An example of a task that cannot be used; without a field, the row as a whole.
     #[error(
         "{}:{line}: {}{what}\n\
-         hint: task.fields and task.label name the fields; mend the file or the names",
+         hint: the task says how the fields are named; mend the file or the names",
         file.display(), if field.is_empty() { String::new() } else { format!("field {field:?}: ") }
     )]
     Example {
@@ -46,6 +46,32 @@ pub enum DataError {
     NoExamples {
         /// The file.
         file: PathBuf,
+    },
+    /// A data set whose tokens are not the model's.
+    #[error(
+        "{}: its tokens are {got}'s, the model reads {expected}'s\n\
+         hint: give the text itself as JSON lines, or prepare it with the model's tokenizer", folder.display()
+    )]
+    ForeignTokens {
+        /// The data set.
+        folder: PathBuf,
+        /// Its tokenizer.
+        got: &'static str,
+        /// The model's.
+        expected: &'static str,
+    },
+    /// Too few examples to draw shots from.
+    #[error(
+        "{}: {got} examples to draw {shots} shots from\n\
+         hint: take fewer shots; what is asked is never a shot of its own", file.display()
+    )]
+    FewShots {
+        /// The file.
+        file: PathBuf,
+        /// Examples that may be drawn.
+        got: u64,
+        /// Wanted.
+        shots: usize,
     },
     /// A model that cannot read two texts at once.
     #[error(

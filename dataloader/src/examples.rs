@@ -1,8 +1,9 @@
-//! Labelled examples as files have them: rows of JSON or CSV to texts and an answer, each problem told with
-//! file, line and field. Refuses to know tokens.
+//! Labelled examples as files have them: rows to texts and an answer, each problem told with file, line and
+//! field. Refuses to know tokens.
 
 use crate::DataError;
 use crate::documents::Fields;
+use crate::rows::{missing, read_rows, wrong};
 use configs::{TaskConfig, TaskKind};
 use serde_json::Value;
 use std::path::Path;
@@ -28,19 +29,12 @@ pub struct TaskExample {
     pub line: u64,
 }
 
-/// Reads all examples of a file of JSON lines (`.jsonl`, `.json`) or of a table whose first row has the
-/// names (`.csv`, `.tsv`). Where `answers` is false an example may lack its answer.
+/// Reads all examples of a file, as [`read_rows`] does. Where `answers` is false an example may lack its answer.
 ///
 /// # Errors
 /// A file of another kind, what cannot be read, and the first example that is not what the task says.
 pub fn read_examples(file: &Path, task: &TaskConfig, answers: bool) -> Result<Vec<TaskExample>, DataError> {
-    let extension = file.extension().map(|extension| extension.to_string_lossy().to_lowercase());
-    let rows = match extension.as_deref() {
-        Some("jsonl" | "json") => json_rows(file)?,
-        Some("csv") => table_rows(file, b',')?,
-        Some("tsv") => table_rows(file, b'\t')?,
-        _ => return Err(DataError::ExamplesKind { file: file.into() }),
-    };
+    let rows = read_rows(file)?;
     let mut examples = Vec::with_capacity(rows.len());
     for (line, fields) in rows {
         let example = example_of(&fields, line, task, answers);
@@ -57,46 +51,6 @@ pub fn read_examples(file: &Path, task: &TaskConfig, answers: bool) -> Result<Ve
         return Ok(examples);
     }
     Err(DataError::NoExamples { file: file.into() })
-}
-
-fn wrong(file: &Path, line: u64, field: &str, what: String) -> DataError {
-    DataError::Example { file: file.into(), line, field: field.to_string(), what }
-}
-
-type Rows = Vec<(u64, Fields)>;
-
-fn json_rows(file: &Path) -> Result<Rows, DataError> {
-    let text = std::fs::read(file).map_err(DataError::io(file, "read"))?;
-    let mut rows = Vec::new();
-    for (line, bytes) in (1..).zip(text.split(|&byte| byte == b'\n')) {
-        if bytes.trim_ascii().is_empty() {
-            continue;
-        }
-        match serde_json::from_slice(bytes) {
-            Ok(Value::Object(fields)) => rows.push((line, fields)),
-            Ok(_) => return Err(wrong(file, line, "", "expected an object".into())),
-            Err(error) => return Err(wrong(file, line, "", error.to_string())),
-        }
-    }
-    Ok(rows)
-}
-
-fn table_rows(file: &Path, delimiter: u8) -> Result<Rows, DataError> {
-    let opened = std::fs::File::open(file).map_err(DataError::io(file, "read"))?;
-    let mut reader = csv::ReaderBuilder::new().delimiter(delimiter).from_reader(opened);
-    let told = |error: csv::Error| {
-        let line = error.position().map_or(1, csv::Position::line);
-        wrong(file, line, "", error.to_string())
-    };
-    let names = reader.headers().map_err(told)?.clone();
-    let mut rows = Vec::new();
-    for record in reader.records() {
-        let record = record.map_err(told)?;
-        let line = record.position().map_or(0, csv::Position::line);
-        let cells = record.iter().map(|cell| Value::String(cell.to_string()));
-        rows.push((line, names.iter().map(ToString::to_string).zip(cells).collect()));
-    }
-    Ok(rows)
 }
 
 type Wrong = (String, String);
@@ -129,11 +83,6 @@ fn example_of(fields: &Fields, line: u64, task: &TaskConfig, answers: bool) -> R
         }
     };
     Ok(TaskExample { texts, answer, line })
-}
-
-fn missing(fields: &Fields) -> String {
-    let there: Vec<&str> = fields.keys().map(String::as_str).collect();
-    format!("is not there; there are {}", there.join(", "))
 }
 
 fn answer_of(value: &Value, task: &TaskConfig, n_texts: usize) -> Result<Answer, String> {

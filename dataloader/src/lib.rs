@@ -38,7 +38,11 @@ mod split;
 mod tokenize;
 
 mod examples;
+mod rows;
 mod task_set;
+
+mod prompts;
+mod suite_set;
 
 mod overlap;
 
@@ -64,6 +68,7 @@ pub use shard::Shard;
 pub use shard_writer::ShardWriter;
 pub use skips::Skips;
 pub use split::SplitRule;
+pub use suite_set::{Asked, Span, SuiteItem, SuiteSet};
 pub use task_set::{LaidOut, TaskSequence, TaskSet};
 pub use tokenize::{Learnt, tokenize, train_tokenizer};
 pub use tokenizer::{Encoder, Table, Tokenizer};

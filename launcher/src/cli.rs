@@ -3,6 +3,7 @@
 use crate::checkpoint::CheckpointArgs;
 use crate::data::DataArgs;
 use crate::doctor::DoctorArgs;
+use crate::eval::EvalArgs;
 use crate::finetune::FinetuneArgs;
 use crate::manual::{CompletionsArgs, ManArgs};
 use crate::plan::PlanArgs;
@@ -31,6 +32,8 @@ pub enum Command {
     /// Write a fine-tuned model's answers for the examples of a file.
     #[command(disable_help_flag = true)]
     Predict(HandedOn),
+    /// Score a trained model on the tasks of a suite: perplexity, choices, what it writes, with K examples before.
+    Eval(EvalArgs),
     /// Make data sets from text, look into them and check them.
     Data(DataArgs),
     /// Look at machines, network and installation: what a run needs, with a verdict on each.

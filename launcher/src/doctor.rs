@@ -326,6 +326,7 @@ fn tell_of_ranks(
         ranks,
         hosts,
         several: hosts.list().len() > 1,
+        tagged: true,
         oversubscribe: true,
         as_root: rustix::process::geteuid().is_root(),
         mca,

@@ -71,6 +71,17 @@ pub enum LaunchError {
          cargo build --release builds both", .0.display()
     )]
     NoRankBinary(PathBuf),
+    /// A task of a suite whose data is not there.
+    #[error(
+        "task {task:?}: {} is not there\n\
+         hint: task.data is relative to the folder in which the command is given", data.display()
+    )]
+    NoSuiteData {
+        /// The task's name.
+        task: String,
+        /// Its data.
+        data: PathBuf,
+    },
     /// A path that cannot stand in a command.
     #[error("{} is no UTF-8 and cannot be passed to mpirun", .0.display())]
     OddPath(PathBuf),

@@ -12,6 +12,7 @@ pub mod cli;
 pub mod data;
 pub mod doctor;
 mod error;
+pub mod eval;
 pub mod finetune;
 pub mod gauges;
 pub mod hand_on;

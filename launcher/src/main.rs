@@ -11,6 +11,7 @@ fn main() -> ExitCode {
         Command::Plan(args) => launcher::plan::run(&args),
         Command::Finetune(args) => launcher::finetune::run(&args),
         Command::Predict(args) => launcher::hand_on::run_named("predict", &args),
+        Command::Eval(args) => launcher::eval::run(&args),
         Command::Data(args) => launcher::data::run(&args),
         Command::Doctor(args) => launcher::doctor::run(&args),
         Command::Watch(args) => launcher::live::watch(&args),

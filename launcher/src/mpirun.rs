@@ -14,6 +14,8 @@ pub struct Job<'a> {
     pub hosts: &'a Hosts,
     /// Whether ranks are on other machines too.
     pub several: bool,
+    /// Whether each line of output is to say whose it is.
+    pub tagged: bool,
     /// Whether ranks may outnumber slots.
     pub oversubscribe: bool,
     /// Whether root starts it, which Open MPI wants to be told.
@@ -25,7 +27,7 @@ pub struct Job<'a> {
 }
 
 /// The command, program first. Ranks are not bound to cores by mpirun, because each chooses its own
-/// threads; output is tagged with the rank.
+/// threads.
 ///
 /// # Errors
 /// An `--mca` that is no `key=value`.
@@ -47,7 +49,7 @@ pub fn mpirun_command(job: &Job<'_>) -> Result<Vec<String>, LaunchError> {
     if job.as_root {
         command.push("--allow-run-as-root".into());
     }
-    command.push("--tag-output".into());
+    command.extend(job.tagged.then(|| "--tag-output".into()));
     if job.several {
         // mpirun notices a machine or a link that is gone by the connection to its daemon there, within six
         // seconds instead of minutes; a link that comes back within three breaks nothing.
@@ -116,7 +118,16 @@ mod tests {
     /// Two ranks of this machine.
     fn plain<'a>() -> Job<'a> {
         let hosts = &Hosts::ThisMachine { cores: 2 };
-        Job { ranks: 2, hosts, several: false, oversubscribe: false, as_root: false, mca: &[], program: &[] }
+        Job {
+            ranks: 2,
+            hosts,
+            several: false,
+            tagged: true,
+            oversubscribe: false,
+            as_root: false,
+            mca: &[],
+            program: &[],
+        }
     }
 
     fn told(job: Job<'_>) -> String {

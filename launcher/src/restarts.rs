@@ -90,6 +90,7 @@ impl Plan {
             ranks,
             hosts,
             several: !self.remote().is_empty(),
+            tagged: true,
             oversubscribe: self.oversubscribe,
             as_root: rustix::process::geteuid().is_root(),
             mca: &self.mca,

@@ -8,7 +8,7 @@ use crate::slurm::{self, Batch};
 use crate::{Hosts, LaunchError, agent, allocation, mpirun};
 use anyhow::{Context, Result};
 use configs::{Exit, RunConfig};
-use dataloader::{DataSet, Samples, ValidationSet};
+use dataloader::{DataSet, Samples, SuiteSet, ValidationSet};
 use std::io::{IsTerminal, Write};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -62,7 +62,23 @@ fn checked_config(args: &TrainArgs) -> Result<RunConfig> {
             .and_then(|data| ValidationSet::open(data, seq_len, config.eval.max_tokens))
             .context("data.val")?;
     }
+    if let Some(file) = &config.eval.suite {
+        checked_suite(file, &config).context("eval.suite")?;
+    }
     Ok(config)
+}
+
+/// Lays out all of a suite as the ranks will, so that none of them finds what is wrong with it.
+fn checked_suite(file: &Path, config: &RunConfig) -> Result<()> {
+    let suite = configs::load_suite(file)?;
+    let sources = config.data.sources();
+    let data = DataSet::open(&sources[0].path)?; // all of a mixture have one tokenizer
+    for task in &suite.tasks {
+        for &shots in &task.shots {
+            SuiteSet::open(task, shots, suite.seed, data.tokenizer(), config.model.seq_len)?;
+        }
+    }
+    Ok(())
 }
 
 /// This command as a batch script, without what the script's own lines say.
@@ -86,14 +102,7 @@ fn slurm_script(args: &TrainArgs, words: &[String], plan: &Plan) -> Result<Strin
 
 /// What all starts of this run have in common.
 fn plan(args: &TrainArgs, config: &RunConfig, words: &[String]) -> Result<Plan> {
-    let hosts = match (&args.hosts, &args.hostfile) {
-        (Some(list), _) => Hosts::parse_list(list)?,
-        (None, Some(file)) => Hosts::read_file(file)?,
-        (None, None) => {
-            let env = |name: &str| std::env::var(name).ok();
-            allocation::from_environment(env, agent::is_this_machine)?.unwrap_or_else(Hosts::this_machine)
-        }
-    };
+    let hosts = hosts(args.hosts.as_deref(), args.hostfile.as_deref())?;
     let ranks = ranks(args, &hosts, config)?;
     let mut program = vec![mpirun::rank_binary()?];
     program.extend(words.iter().cloned());
@@ -116,6 +125,19 @@ fn plan(args: &TrainArgs, config: &RunConfig, words: &[String]) -> Result<Plan> 
         oversubscribe: args.oversubscribe,
         mca: args.mca.clone(),
     })
+}
+
+/// The machines that were named, or that a scheduler has allocated, or this one.
+pub(crate) fn hosts(list: Option<&str>, file: Option<&str>) -> Result<Hosts, LaunchError> {
+    match (list, file) {
+        (Some(list), _) => Hosts::parse_list(list),
+        (None, Some(file)) => Hosts::read_file(file),
+        (None, None) => {
+            let env = |name: &str| std::env::var(name).ok();
+            let allocated = allocation::from_environment(env, agent::is_this_machine)?;
+            Ok(allocated.unwrap_or_else(Hosts::this_machine))
+        }
+    }
 }
 
 /// How many ranks: those asked for, if they fit and share the batch; else as many as fit and do.

@@ -41,6 +41,19 @@ impl Head<'_> {
         sum.double_value(&[])
     }
 
+    /// The log-probability of each target, `[N]` fp32 in nats, and whether it is the likeliest token, `[N]` bool,
+    /// for hidden states `[N, C]` against targets `[N]` i64.
+    pub fn scores(&self, hidden: &Tensor, targets: &Tensor) -> (Tensor, Tensor) {
+        let (mut logs, mut likeliest) = (Vec::new(), Vec::new());
+        for (hidden, targets) in hidden.split(self.chunk(), 0).iter().zip(targets.split(self.chunk(), 0)) {
+            let logits = self.logits(hidden);
+            let picked = logits.gather(1, &targets.unsqueeze(1), false).squeeze_dim(1);
+            logs.push(picked - logits.logsumexp([1], false));
+            likeliest.push(logits.argmax(1, false).eq_tensor(&targets));
+        }
+        (Tensor::cat(&logs, 0), Tensor::cat(&likeliest, 0))
+    }
+
     /// As [`Head::loss`], and the gradients of that sum times `scale`: that of the hidden states
     /// `[N, C]` is returned, that of the weight is added to `weight_grad`, `[V padded, C]` fp32.
     pub fn loss_and_grad(

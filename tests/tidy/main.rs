@@ -162,6 +162,34 @@ fn every_task_file_can_be_used() {
 }
 
 #[test]
+fn every_suite_can_be_used() {
+    for file in suites() {
+        let loaded = configs::load_suite(&file);
+        assert!(loaded.is_ok(), "{}", loaded.unwrap_err());
+    }
+}
+
+#[test]
+fn every_key_of_a_suite_is_set_by_one_and_documented_and_no_other_is() {
+    let mut set = BTreeSet::new();
+    for file in suites() {
+        let table: toml::Table = std::fs::read_to_string(file).unwrap().parse().unwrap();
+        let tasks = table["task"].as_array().unwrap().iter().map(|task| ("task", task));
+        for (section, values) in tasks.chain([("suite", &table["suite"])]) {
+            set.extend(values.as_table().unwrap().keys().map(|key| format!("{section}.{key}")));
+        }
+    }
+    let text = std::fs::read_to_string(root().join("docs/EVALUATION.md")).unwrap();
+    let is_of_suite = |span: &String| span.starts_with("suite.") || span.starts_with("task.");
+    let documented: BTreeSet<String> =
+        code_spans(&text).filter(|span| is_key(span) && is_of_suite(span)).collect();
+    let exist: BTreeSet<String> = keys_of_suites().into_iter().collect();
+    assert_none("keys that no file in configs/suites/ sets", exist.difference(&set).cloned());
+    assert_none("keys that docs/EVALUATION.md does not have", exist.difference(&documented).cloned());
+    assert_none("keys in docs/EVALUATION.md that do not exist", documented.difference(&exist).cloned());
+}
+
+#[test]
 fn every_key_that_exists_is_set_by_a_preset() {
     let mut set = BTreeSet::new();
     for preset in presets().chain(task_files()) {
@@ -221,6 +249,19 @@ fn keys_that_exist() -> Vec<String> {
         .collect()
 }
 
+/// The same of suites.
+fn keys_of_suites() -> Vec<String> {
+    let folder = tempfile::tempdir().unwrap();
+    let file = folder.path().join("suite.toml");
+    let listed = |text: &str, section: &str| -> Vec<String> {
+        std::fs::write(&file, text).unwrap();
+        let refusal = configs::load_suite(&file).unwrap_err().to_string();
+        let (_, list) = refusal.split_once("there are ").unwrap_or_else(|| panic!("no list in: {refusal}"));
+        list.trim().split(", ").map(|key| format!("{section}.{key}")).collect()
+    };
+    [listed("[suite]\n\"?\" = 0\n", "suite"), listed("[[task]]\n\"?\" = 0\n", "task")].concat()
+}
+
 struct File {
     /// Relative to the repository, with slashes.
     name: String,
@@ -237,6 +278,10 @@ fn presets() -> impl Iterator<Item = PathBuf> {
 
 fn task_files() -> impl Iterator<Item = PathBuf> {
     toml_files("configs/tasks")
+}
+
+fn suites() -> impl Iterator<Item = PathBuf> {
+    toml_files("configs/suites")
 }
 
 fn toml_files(folder: &str) -> impl Iterator<Item = PathBuf> + use<> {

@@ -11,6 +11,7 @@ mod support;
 
 mod chaos;
 mod damage;
+mod evaluating;
 mod finetuning;
 mod generating;
 mod guard;

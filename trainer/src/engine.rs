@@ -124,6 +124,11 @@ impl<'a> Engine<'a> {
         self.gradients.show(pulse);
     }
 
+    /// Where what it does shows.
+    pub(crate) fn pulse(&self) -> &Pulse {
+        &self.pulse
+    }
+
     /// The model.
     pub fn model(&self) -> &Gpt {
         &self.model
@@ -418,6 +423,26 @@ impl<'a> Engine<'a> {
         });
         self.parameters.release(TOKENS)?;
         Ok(nats)
+    }
+
+    /// The log-probability of each target of a batch in nats, and whether it is the likeliest token, in the order
+    /// of the targets; of no batch, none. Without gradients.
+    ///
+    /// # Errors
+    /// A failed collective.
+    pub fn scores(&mut self, batch: Option<&MicroBatch>) -> Result<Vec<(f32, bool)>, TrainError> {
+        let pass = batch.map(MicroBatch::pass).unwrap_or_default();
+        let hidden = self.hidden_of(batch.map(|batch| &batch.inputs), pass)?;
+        let head = self.model.head(self.parameters.get(TOKENS)?);
+        let scores = batch.zip(hidden).map(|(batch, hidden)| {
+            let (logs, likeliest) =
+                tch::no_grad(|| head.scores(&batch.picked(&hidden), &batch.targets.reshape([-1])));
+            let logs = Vec::<f32>::try_from(logs).expect("one dimension of fp32");
+            let likeliest = Vec::<bool>::try_from(likeliest).expect("one dimension of bool");
+            logs.into_iter().zip(likeliest).collect()
+        });
+        self.parameters.release(TOKENS)?;
+        Ok(scores.unwrap_or_default())
     }
 
     /// Logits of every position of tokens `[B, T]`: `[B, T, V]` fp32, without gradients.

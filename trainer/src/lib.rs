@@ -40,6 +40,7 @@ pub mod exchange;
 mod finetune;
 pub mod generate;
 mod gpu_check;
+pub mod suite;
 
 pub mod bench;
 mod doctor;

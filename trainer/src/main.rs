@@ -14,6 +14,7 @@ use trainer::bench::{AttentionBench, Calibration};
 use trainer::checkpoint::commands;
 use trainer::exchange::{ExportArgs, ImportArgs, export_command, import_command};
 use trainer::generate::{GenerateArgs, generate_command};
+use trainer::suite::{EvalArgs, eval_command};
 use trainer::{Faults, Log, Part, PredictOptions, Process, Pulse, StopFlag, TrainError, heartbeat};
 
 /// One rank of a Phalanx run. `phalanx` starts it; so do mpirun and srun.
@@ -41,6 +42,8 @@ enum Command {
     /// Look after a run's checkpoints: what `phalanx checkpoint` runs
     #[command(subcommand, hide = true)]
     Checkpoint(AskCheckpoint),
+    /// Score a trained model on the tasks of a suite
+    Eval(EvalArgs),
     /// Write text with a trained model
     Generate(GenerateArgs),
     /// Write a model in the form of transformers or llm.c, and prove that it is the model
@@ -292,6 +295,7 @@ fn main() {
         Command::Finetune(args) => finetune(args, &mut comm, stop, log, pulse),
         Command::Predict(args) => predict(args, &*comm),
         Command::Checkpoint(ask) => Ok(checkpoint(ask)),
+        Command::Eval(args) => eval_command(args, &*comm).map(|()| Exit::Done),
         Command::Generate(args) => generate_command(args, &*comm).map(|()| Exit::Done),
         Command::Export(args) => export_command(args, &*comm).map(|()| Exit::Done),
         Command::Import(args) => import_command(args, &*comm).map(|()| Exit::Done),

@@ -23,6 +23,8 @@ pub(crate) enum Event {
     Eval(EvalReport),
     /// How well a task is done.
     Score(ScoreReport),
+    /// A task of a suite, with one number of shots.
+    Suite(SuiteReport),
     /// A checkpoint that is complete on disk.
     Checkpoint(CheckpointReport),
     /// A spike of the loss, after which the run went back. Steps after the checkpoint's that stand above
@@ -117,6 +119,24 @@ pub(crate) struct ScoreReport {
     pub(crate) scores: BTreeMap<String, f64>,
     /// Examples.
     pub(crate) examples: u64,
+    /// Seconds it took.
+    pub(crate) seconds: f64,
+}
+
+/// How well a task of a suite is done, with one number of shots.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub(crate) struct SuiteReport {
+    /// Updates done before it.
+    pub(crate) step: u64,
+    /// The task's name.
+    pub(crate) task: String,
+    /// Examples before each.
+    pub(crate) shots: usize,
+    /// Its scores, each under its own name.
+    #[serde(flatten)]
+    pub(crate) scores: BTreeMap<&'static str, f64>,
+    /// Examples.
+    pub(crate) examples: usize,
     /// Seconds it took.
     pub(crate) seconds: f64,
 }
@@ -226,7 +246,7 @@ pub(crate) struct SummaryReport {
 }
 
 /// Finite numbers as JSON numbers that read back bit for bit, others as "nan", "inf" or "-inf".
-fn float<S: Serializer>(value: &f64, serializer: S) -> Result<S::Ok, S::Error> {
+pub(crate) fn float<S: Serializer>(value: &f64, serializer: S) -> Result<S::Ok, S::Error> {
     if value.is_finite() {
         serializer.serialize_f64(*value)
     } else if value.is_nan() {

@@ -5,8 +5,9 @@ use crate::error::TrainError;
 use crate::gauges::Gauges;
 use crate::metrics::{
     CheckpointReport, EvalReport, Event, FailureReport, Metrics, Pace, RewindReport, ScoreReport,
-    StartReport, StepReport, SummaryReport, step_line,
+    StartReport, StepReport, SuiteReport, SummaryReport, step_line,
 };
+use crate::suite::TaskScores;
 use configs::{Batches, RunConfig};
 use std::path::{Path, PathBuf};
 use tracing::{info, warn};
@@ -118,6 +119,19 @@ impl Reporter {
             report.seconds,
         );
         self.write(Event::Score(report))
+    }
+
+    /// How well the tasks of a suite are done after `step` updates.
+    pub(crate) fn suite(&mut self, step: u64, results: Vec<TaskScores>) -> Result<(), TrainError> {
+        for TaskScores { task, shots, examples, scores, seconds, .. } in results {
+            let told: Vec<String> =
+                scores.iter().map(|score| format!("{} {:.4}", score.name, score.value)).collect();
+            let s = if shots == 1 { "" } else { "s" };
+            info!("{task} after {step} steps, {shots} shot{s}: {} ({examples} examples)", told.join(", "));
+            let scores = scores.iter().map(|score| (score.name, score.value)).collect();
+            self.write(Event::Suite(SuiteReport { step, task, shots, scores, examples, seconds }))?;
+        }
+        Ok(())
     }
 
     /// A checkpoint that is complete.

@@ -296,7 +296,7 @@ impl<'a> Run<'a> {
         // A document begins after the end of another.
         let prompt = vec![i64::from(self.tokenizer.end_of_text())];
         let (model, parameters) = engine.parts_mut();
-        let tokens = generate(model, parameters, &[prompt], &SAMPLE, &mut |_, _| {})?.concat();
+        let tokens = generate(model, parameters, &[prompt], &SAMPLE, &mut |_, _| true)?.concat();
         if self.comm.rank() > 0 {
             return Ok(()); // took part only because the weights are everybody's
         }

@@ -16,6 +16,7 @@ use crate::replicas;
 use crate::run::Run;
 use crate::saving::{Agreed, Progress};
 use crate::stop::StopFlag;
+use crate::suite::Measure;
 use crate::timing::{Phase, Timing};
 use crate::weights::Parameters;
 use configs::{Doing, Exit, RunConfig, SegmentSpec};
@@ -74,6 +75,7 @@ impl<'a> Learner<'a> {
 /// Whatever ends a run before its time; afterwards the communicator must be aborted, not used.
 pub fn train(config: &RunConfig, comm: &dyn Communicator, process: &Process) -> Result<Exit, TrainError> {
     let validation = Validation::open(config)?;
+    let suite = Measure::of_run(config)?;
     let mut run = Run::open(config, comm, validation.as_ref(), process)?;
     let mut learner = Learner::new(config, configs::segments(&config.model), run.kind, process, comm)?;
 
@@ -85,11 +87,9 @@ pub fn train(config: &RunConfig, comm: &dyn Communicator, process: &Process) -> 
 
     let mut exit = Exit::Done;
     while progress.step < config.max_steps() {
-        if let Some(validation) = validation.as_ref().filter(|_| due(progress.step, config.eval.every_steps))
-        {
-            run.pulse.at(Doing::Evaluation);
-            run.reporter.eval(validation.run(&mut learner.engine, progress.step, comm)?)?;
-        }
+        let validation = validation.as_ref().filter(|_| due(progress.step, config.eval.every_steps));
+        let suite = suite.as_ref().filter(|_| due(progress.step, config.eval.suite_every_steps));
+        evaluate((validation, suite), &mut run, &mut learner.engine, progress.step)?;
 
         run.plan = config.batches().plan(progress.step, comm.world_size())?;
         let (outcome, agreed) = train_step(&mut run, &mut learner, &progress, &process.stop)?;
@@ -125,14 +125,31 @@ pub fn train(config: &RunConfig, comm: &dyn Communicator, process: &Process) -> 
         }
     }
 
-    if let (Some(validation), Exit::Done) = (&validation, exit) {
-        run.pulse.at(Doing::Evaluation);
-        run.reporter.eval(validation.run(&mut learner.engine, progress.step, comm)?)?;
+    if exit == Exit::Done {
+        evaluate((validation.as_ref(), suite.as_ref()), &mut run, &mut learner.engine, progress.step)?;
     }
     run.pulse.at(Doing::Saving);
     run.saver.save_last(&progress, &mut learner, &mut run.reporter)?;
     run.pulse.at(Doing::Ending);
     run.finish(&progress, &mut learner.engine, exit)
+}
+
+/// Measures the model as it is after `step` updates, on what is given. Collective.
+fn evaluate(
+    (validation, suite): (Option<&Validation>, Option<&Measure>),
+    run: &mut Run<'_>,
+    engine: &mut Engine<'_>,
+    step: u64,
+) -> Result<(), TrainError> {
+    if let Some(validation) = validation {
+        run.pulse.at(Doing::Evaluation);
+        run.reporter.eval(validation.run(engine, step, run.comm)?)?;
+    }
+    if let Some(suite) = suite {
+        run.pulse.at(Doing::Evaluation);
+        run.reporter.suite(step, suite.run(engine, run.comm)?)?;
+    }
+    Ok(())
 }
 
 /// Every `every` steps from the first on; with 0 the first only.

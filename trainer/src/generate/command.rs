@@ -69,7 +69,7 @@ pub struct GenerateArgs {
 }
 
 /// A value by the name that it has in a configuration.
-fn named<T: serde::de::DeserializeOwned>(name: &str) -> Result<T, String> {
+pub(crate) fn named<T: serde::de::DeserializeOwned>(name: &str) -> Result<T, String> {
     toml::Value::String(name.into()).try_into().map_err(|error: toml::de::Error| error.message().to_string())
 }
 
@@ -224,6 +224,7 @@ impl Writer<'_> {
             // A reader who has gone has read enough; the exit code is that of the model.
             let _ = stdout.write_all(text.get(told..).unwrap_or_default()).and_then(|()| stdout.flush());
             told = text.len();
+            true
         };
         let written = generate(&self.model, &mut self.parameters, &[prompt.to_vec()], &how, &mut each)?;
         let _ = writeln!(stdout);
@@ -238,7 +239,7 @@ impl Writer<'_> {
         for (number, some) in all.chunks(batch).enumerate() {
             let how = self.generation(number * batch);
             let texts: Vec<Vec<i64>> = some.iter().map(|(prompt, _)| prompts[*prompt].clone()).collect();
-            let written = generate(&self.model, &mut self.parameters, &texts, &how, &mut |_, _| {})?;
+            let written = generate(&self.model, &mut self.parameters, &texts, &how, &mut |_, _| true)?;
             for ((prompt, sample), tokens) in some.iter().zip(&written) {
                 total += tokens.len();
                 let text = text_of(self.tokenizer.as_ref(), tokens);

@@ -8,6 +8,7 @@ mod sampling;
 #[cfg(test)]
 mod tests;
 
+pub(crate) use command::named;
 pub use command::{GenerateArgs, generate_command};
 pub use sampling::Sampling;
 
@@ -48,7 +49,7 @@ struct Text {
 }
 
 /// Continues prompts of at least one token each; returns what was added to each. `each` is told of every token
-/// as it comes: the prompt's number and the token. Collective where weights are gathered.
+/// as it comes, the prompt's number and the token, and says whether the text goes on. Collective where weights are gathered.
 ///
 /// # Errors
 /// A failed collective.
@@ -60,7 +61,7 @@ pub fn generate(
     parameters: &mut Parameters<'_>,
     prompts: &[Vec<i64>],
     how: &Generation,
-    each: &mut dyn FnMut(usize, i64),
+    each: &mut dyn FnMut(usize, i64) -> bool,
 ) -> Result<Vec<Vec<i64>>, TrainError> {
     assert!(prompts.iter().all(|prompt| !prompt.is_empty()), "a prompt has at least one token");
     let seq_len = model.config().seq_len;
@@ -90,10 +91,11 @@ pub fn generate(
             if how.end == Some(token) {
                 continue;
             }
-            each(text.number, token);
             text.tokens.push(token);
             written[text.number].push(token);
-            going_on.push(row);
+            if each(text.number, token) {
+                going_on.push(row);
+            }
         }
         if going_on.len() < texts.len() {
             cache.keep(&going_on);

@@ -42,7 +42,7 @@ fn with_cache(
     let comm = Solo::new();
     let mut parameters = parameters(config, &comm);
     let how = Generation { sampling, max_tokens, end: None, first_text: 0 };
-    generate(&Gpt::new(config), &mut parameters, prompts, &how, &mut |_, _| {}).unwrap()
+    generate(&Gpt::new(config), &mut parameters, prompts, &how, &mut |_, _| true).unwrap()
 }
 
 /// One text, each token from the model over the whole context.
@@ -95,7 +95,8 @@ fn texts_written_side_by_side_are_those_written_alone() {
         for (number, prompt) in prompts.iter().enumerate() {
             let how = Generation { sampling: SAMPLED, max_tokens: 60, end: None, first_text: number as u32 };
             let prompt = std::slice::from_ref(prompt);
-            let alone = generate(&Gpt::new(&config), &mut parameters, prompt, &how, &mut |_, _| {}).unwrap();
+            let alone =
+                generate(&Gpt::new(&config), &mut parameters, prompt, &how, &mut |_, _| true).unwrap();
             assert_eq!(alone[0], together[number], "text {number}, {attention:?}");
         }
     }
@@ -110,7 +111,10 @@ fn a_text_ends_before_its_end_token_and_the_others_go_on() {
     let comm = Solo::new();
     let how = Generation { sampling: SAMPLED, max_tokens: 40, end: Some(end), first_text: 0 };
     let mut streamed = vec![Vec::new(); 3];
-    let mut each = |text: usize, token| streamed[text].push(token);
+    let mut each = |text: usize, token| {
+        streamed[text].push(token);
+        true
+    };
     let cut =
         generate(&Gpt::new(&config), &mut parameters(&config, &comm), &prompts, &how, &mut each).unwrap();
     for (cut, whole) in cut.iter().zip(&whole) {
