@@ -26,7 +26,7 @@ pub use error::OpsError;
 pub use exact_sum::ExactSum;
 pub use flat::{Weights, initial_values, view};
 pub use gradient_tree::GradientTree;
-pub use loss::Head;
+pub use loss::{Bias, Head};
 pub use shim::{backward, mapped_zeros};
 
 #[cfg(test)]

@@ -95,8 +95,9 @@ impl<'a> Gradients<'a> {
         }
         let kept: Vec<usize> = slots.iter().map(|slot| slot.sum.numel()).collect();
         let tree = reproducible.then(|| GradientTree::new(&kept, most_leaves, device));
-        // The embeddings' gradients are not autograd's.
-        let longest = slots.iter().skip(2).map(|slot| slot.numel).max().unwrap_or(0);
+        // The gradient of an embedding that is nothing but one is not autograd's.
+        let of_autograd = |index: &usize| parameters.spec(*index).tensors.len() > 1;
+        let longest = (0..slots.len()).filter(of_autograd).map(|index| slots[index].numel).max().unwrap_or(0);
         let half = (parameters.kind() != Kind::Float)
             .then(|| Tensor::zeros([longest as i64], (parameters.kind(), device)));
         // The tree's sums are fp32 throughout; without it, bf16 weights ask for no more than bf16.
