@@ -44,7 +44,7 @@ pub use heartbeat::{
 pub use listen::Listen;
 pub use load::{ConfigError, Problem, load, load_task, parse};
 pub use memory::{Memory, Setup, logits_at_once};
-pub use model::{ModelConfig, Norm};
+pub use model::{Activation, MASKED_SHARE, ModelConfig, Norm, Objective};
 pub use parallel::{Device, Dtype, ParallelConfig, Recompute, Shard};
 pub use pattern::{Pattern, PatternError};
 pub use pieces::{Documents, Piece};

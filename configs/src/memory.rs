@@ -110,7 +110,7 @@ impl Memory {
             gradients: FP32 * summed,
             tree: FP32 * summed * u64::from(levels),
             moments: 2 * FP32 * held,
-            passing: passing(&all, model.n_layer, setup),
+            passing: passing(&all, model, setup),
             snapshot: 3 * FP32 * slices,
             activations: activations(model, setup),
         }
@@ -123,11 +123,14 @@ impl Memory {
 }
 
 /// What comes and goes, moment by moment of a micro-step.
-fn passing(all: &[SegmentSpec], n_layer: usize, setup: &Setup) -> u64 {
+fn passing(all: &[SegmentSpec], model: &ModelConfig, setup: &Setup) -> u64 {
+    let n_layer = model.n_layer;
     let numel = |index: usize| all.get(index).map_or(0, |segment| segment.numel as u64);
     let (tokens, positions, block, norm) = (numel(0), numel(1), numel(2), numel(2 + n_layer));
     // Where the last block has no successor, its neighbour is the norm, or nothing.
     let neighbour = if n_layer > 1 { block } else { norm };
+    // An embedding with a norm is needed again for its backward, and autograd's.
+    let embedding = if model.has_plain_embedding() { 0 } else { positions };
     // (weights gathered, gradients open or on their way), in elements.
     let rest = if setup.micro_steps > 1 { block + positions + tokens } else { 0 };
     let moments = [
@@ -140,14 +143,15 @@ fn passing(all: &[SegmentSpec], n_layer: usize, setup: &Setup) -> u64 {
         (tokens + norm, tokens),
         // A block's backward: the one before it is on its way, the gradient of the one after it too.
         (if n_layer > 1 { 2 * block } else { block }, tokens + block + neighbour),
-        (0, tokens + positions + block),
+        (block + embedding, tokens + block + neighbour),
+        (embedding, tokens + positions + block),
     ];
     let bytes = |(weights, gradients): (u64, u64)| {
         let weights = if setup.shard == Shard::Parameters { setup.width() * weights } else { 0 };
         let gradients = if setup.shard.leaves_at_once() { FP32 * gradients } else { 0 };
         weights + gradients
     };
-    let autograd = if setup.bf16 { setup.width() * block.max(norm) } else { 0 };
+    let autograd = if setup.bf16 { setup.width() * block.max(norm).max(embedding) } else { 0 };
     moments.into_iter().map(bytes).max().unwrap_or(0) + autograd
 }
 
@@ -178,6 +182,8 @@ fn activations(model: &ModelConfig, setup: &Setup) -> u64 {
     };
     // In backward, the gradients before and after the GELU of the block that computes.
     let widest = 8 * model.n_embd as u64;
+    // The rows of the tokens, from which an embedding with a norm is computed again.
+    let kept = kept + if model.has_plain_embedding() { 0 } else { model.n_embd as u64 };
     setup.width() * (kept + widest) * (setup.micro_batch * model.seq_len) as u64
 }
 

@@ -14,7 +14,32 @@ pub enum Norm {
     Post,
 }
 
-/// A GPT decoder: learned positions, tanh-GELU, tied head.
+/// What a model is asked in pre-training.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Objective {
+    /// The next token, from those before it (GPT).
+    #[default]
+    Causal,
+    /// Tokens that are hidden, from all others (BERT).
+    Masked,
+}
+
+/// What stands between the two matrices of an MLP.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Activation {
+    /// GELU by its tanh approximation (GPT).
+    #[default]
+    GeluTanh,
+    /// GELU as it is defined, by the error function (BERT).
+    Gelu,
+}
+
+/// The share of the tokens that a masked model has to predict (Devlin et al. 2018, section 3.1).
+pub const MASKED_SHARE: f64 = 0.15;
+
+/// A GPT decoder, or BERT's encoder: learned positions, tied head.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct ModelConfig {
     /// Blocks.
@@ -40,10 +65,29 @@ pub struct ModelConfig {
     /// them is one of its family.
     #[serde(default = "yes")]
     pub qkv_bias: bool,
+    /// What is predicted. A masked model has a transform of its own and a bias before the head.
+    #[serde(default)]
+    pub objective: Objective,
+    /// Of the MLPs, and of a masked model's transform.
+    #[serde(default)]
+    pub activation: Activation,
+    /// Added to the variance in every layer norm.
+    #[serde(default = "gpt_norm_eps")]
+    pub norm_eps: f64,
+    /// Whether the sum of the embeddings is normalised.
+    #[serde(default)]
+    pub embedding_norm: bool,
+    /// Embeddings of the text that a token is of, the first or the second; 0 for none.
+    #[serde(default)]
+    pub token_types: usize,
 }
 
 fn yes() -> bool {
     true
+}
+
+fn gpt_norm_eps() -> f64 {
+    1e-5
 }
 
 impl Default for ModelConfig {
@@ -59,6 +103,11 @@ impl Default for ModelConfig {
             norm: Norm::Pre,
             dropout: 0.0,
             qkv_bias: true,
+            objective: Objective::Causal,
+            activation: Activation::GeluTanh,
+            norm_eps: gpt_norm_eps(),
+            embedding_norm: false,
+            token_types: 0,
         }
     }
 }
@@ -80,6 +129,16 @@ impl ModelConfig {
         self.attention[layer % self.attention.len()]
     }
 
+    /// Whether tokens are predicted that are hidden, and not those that come next.
+    pub fn is_masked(&self) -> bool {
+        self.objective == Objective::Masked
+    }
+
+    /// Whether tokens and positions are added up, and that is all.
+    pub fn has_plain_embedding(&self) -> bool {
+        !self.embedding_norm && self.token_types == 0
+    }
+
     /// Trained parameters, without the padding of the vocabulary.
     pub fn parameters(&self) -> u64 {
         let c = self.n_embd as u64;
@@ -88,7 +147,10 @@ impl ModelConfig {
             Norm::Pre => 2 * c,
             Norm::Post => 0,
         };
-        (self.vocab_size + self.seq_len) as u64 * c + self.n_layer as u64 * block + last_norm
+        let embedding = self.token_types as u64 * c + if self.embedding_norm { 2 * c } else { 0 };
+        let transform = if self.is_masked() { c * c + 3 * c + self.vocab_size as u64 } else { 0 };
+        let lookups = (self.vocab_size + self.seq_len) as u64 * c;
+        lookups + embedding + self.n_layer as u64 * block + last_norm + transform
     }
 
     /// Floating-point operations of a block's forward pass over one sequence: its matrix products, and of
@@ -99,9 +161,14 @@ impl ModelConfig {
         24.0 * c * c * t + 4.0 * c * self.pattern(layer).pairs(self.seq_len) as f64
     }
 
-    /// The same of the head.
+    /// The same of the head; a masked model's computes the positions that are predicted, a share of all.
     pub fn head_flops(&self) -> f64 {
-        2.0 * (self.seq_len * self.n_embd) as f64 * self.vocab_size as f64
+        let c = self.n_embd as f64;
+        let row = 2.0 * c * self.vocab_size as f64;
+        match self.objective {
+            Objective::Causal => row * self.seq_len as f64,
+            Objective::Masked => MASKED_SHARE * (row + 2.0 * c * c) * self.seq_len as f64,
+        }
     }
 
     /// Floating-point operations of forward and backward over one sequence: the matrix products,
@@ -129,6 +196,20 @@ mod tests {
         let gpt1 =
             ModelConfig { seq_len: 512, vocab_size: 40_478, norm: Norm::Post, ..ModelConfig::default() };
         assert_eq!(gpt1.parameters(), 116_534_784);
+    }
+
+    #[test]
+    fn bert_base_has_the_109_514_298_parameters_of_transformers_bert_for_masked_lm() {
+        let bert = ModelConfig {
+            seq_len: 512,
+            vocab_size: 30_522,
+            norm: Norm::Post,
+            objective: Objective::Masked,
+            embedding_norm: true,
+            token_types: 2,
+            ..ModelConfig::default()
+        };
+        assert_eq!(bert.parameters(), 109_514_298);
     }
 
     #[test]

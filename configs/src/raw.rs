@@ -1,7 +1,9 @@
 //! The configuration as it is typed: every key optional, nothing derived.
 //! Also the list of keys that exist, which is what typos are measured against.
 
-use crate::{Device, Dtype, Metric, Norm, Pattern, Recompute, ScheduleKind, Shard, TaskKind};
+use crate::{
+    Activation, Device, Dtype, Metric, Norm, Objective, Pattern, Recompute, ScheduleKind, Shard, TaskKind,
+};
 use serde::Deserialize;
 
 /// A configuration file, as typed.
@@ -60,6 +62,7 @@ section! {
     RawModel {
         n_layer: usize, n_head: usize, n_embd: usize, seq_len: usize, vocab_size: usize,
         attention: Vec<Pattern>, norm: Norm, dropout: f64, qkv_bias: bool,
+        objective: Objective, activation: Activation, norm_eps: f64, embedding_norm: bool, token_types: usize,
     }
 }
 section! {

@@ -10,8 +10,8 @@ use crate::raw::{
     RawTask,
 };
 use crate::{
-    BatchError, BatchPlan, Batches, Budget, Device, Listen, ModelConfig, ParallelConfig, Pattern, Schedule,
-    ScheduleKind, TaskConfig,
+    Activation, BatchError, BatchPlan, Batches, Budget, Device, Listen, ModelConfig, Norm, Objective,
+    ParallelConfig, Pattern, Schedule, ScheduleKind, TaskConfig,
 };
 use serde::{Deserialize, Serialize};
 use std::collections::{BTreeMap, BTreeSet};
@@ -313,16 +313,27 @@ fn resolve_model(
     vocabulary_of: VocabularyOf<'_>,
     problems: &mut Vec<Problem>,
 ) -> ModelConfig {
+    let objective = raw.objective.unwrap_or_default();
+    let masked = objective == Objective::Masked;
+    // One more than the tokenizer has: room for the mask, where the tokenizer has none.
+    let of_data = |problems: &mut _| data.vocab_size(vocabulary_of, problems) + usize::from(masked);
     let model = ModelConfig {
         n_layer: required(raw.n_layer, "model.n_layer", problems),
         n_head: required(raw.n_head, "model.n_head", problems),
         n_embd: required(raw.n_embd, "model.n_embd", problems),
         seq_len: required(raw.seq_len, "model.seq_len", problems),
-        vocab_size: raw.vocab_size.unwrap_or_else(|| data.vocab_size(vocabulary_of, problems)),
-        attention: raw.attention.unwrap_or_else(|| vec![Pattern::Dense]),
-        norm: raw.norm.unwrap_or_default(),
+        vocab_size: raw.vocab_size.unwrap_or_else(|| of_data(problems)),
+        attention: raw
+            .attention
+            .unwrap_or_else(|| vec![if masked { Pattern::Bidirectional } else { Pattern::Dense }]),
+        norm: raw.norm.unwrap_or(if masked { Norm::Post } else { Norm::Pre }),
         dropout: raw.dropout.unwrap_or(0.0),
         qkv_bias: raw.qkv_bias.unwrap_or(true),
+        objective,
+        activation: raw.activation.unwrap_or(if masked { Activation::Gelu } else { Activation::GeluTanh }),
+        norm_eps: raw.norm_eps.unwrap_or(if masked { 1e-12 } else { 1e-5 }),
+        embedding_norm: raw.embedding_norm.unwrap_or(masked),
+        token_types: raw.token_types.unwrap_or(if masked { 2 } else { 0 }),
     };
     for (key, value) in [
         ("model.n_layer", raw.n_layer),
@@ -344,14 +355,40 @@ fn resolve_model(
         problems
             .push(Problem::key("model.attention", "an empty list; [\"dense\"] is the plain decoder".into()));
     }
-    if let Some(pattern) = model.attention.iter().find(|pattern| !pattern.is_causal()) {
-        let what = format!("\"{pattern}\" sees the tokens that it is asked to predict");
-        problems.push(Problem::key("model.attention", what));
-    }
+    check_objective(&model, problems);
     if !(0.0..1.0).contains(&model.dropout) {
         problems.push(Problem::key("model.dropout", format!("{} does not lie in [0, 1)", model.dropout)));
     }
     model
+}
+
+/// Refuses what does not go with the objective.
+fn check_objective(model: &ModelConfig, problems: &mut Vec<Problem>) {
+    let masked = model.is_masked();
+    if let Some(pattern) = model.attention.iter().find(|pattern| pattern.is_causal() == masked) {
+        let what = if masked {
+            format!(
+                "\"{pattern}\" sees no later tokens; with model.objective = \"masked\" it is \"bidirectional\""
+            )
+        } else {
+            format!(
+                "\"{pattern}\" sees the tokens that it is asked to predict, unless model.objective = \"masked\""
+            )
+        };
+        problems.push(Problem::key("model.attention", what));
+    }
+    if masked && model.norm == Norm::Pre {
+        let what = "\"pre\" has no masked form here; leave it out, or take \"post\", as BERT does";
+        problems.push(Problem::key("model.norm", what.into()));
+    }
+    if !(model.norm_eps > 0.0 && model.norm_eps.is_finite()) {
+        problems.push(Problem::key("model.norm_eps", "must be a positive number".into()));
+    }
+    if ![0, 2].contains(&model.token_types) {
+        let what =
+            format!("{} is neither 0, for none, nor 2, for the first text and the second", model.token_types);
+        problems.push(Problem::key("model.token_types", what));
+    }
 }
 
 fn resolve_batch(raw: &RawBatch, seq_len: usize, problems: &mut Vec<Problem>) -> BatchConfig {

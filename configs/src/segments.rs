@@ -43,7 +43,8 @@ impl TensorSpec {
 /// One segment: its tensors and the length of its flat buffer.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct SegmentSpec {
-    /// `wte`, `wpe`, `h.0` ..., and `ln_f` where there is a norm after the last block.
+    /// `wte`, `wpe`, `h.0` ..., and `ln_f` where there is a norm after the last block, or `mlm`, what a
+    /// masked model has before its head.
     pub name: String,
     /// In the order of their offsets.
     pub tensors: Vec<TensorSpec>,
@@ -68,10 +69,15 @@ pub fn segments(model: &ModelConfig) -> Vec<SegmentSpec> {
         Norm::Post => (matrix, matrix),
     };
 
-    let mut all = vec![
-        segment("wte", vec![("weight", vec![model.padded_vocab_size() as i64, c], matrix)]),
-        segment("wpe", vec![("weight", vec![model.seq_len as i64, c], positions)]),
-    ];
+    let v = model.padded_vocab_size() as i64;
+    let mut embedding = vec![("weight", vec![model.seq_len as i64, c], positions)];
+    if model.token_types > 0 {
+        embedding.push(("type.weight", vec![model.token_types as i64, c], matrix));
+    }
+    if model.embedding_norm {
+        embedding.extend([("ln_0.weight", vec![c], Init::Ones), ("ln_0.bias", vec![c], Init::Zeros)]);
+    }
+    let mut all = vec![segment("wte", vec![("weight", vec![v, c], matrix)]), segment("wpe", embedding)];
     for layer in 0..model.n_layer {
         let mut tensors = vec![
             ("ln_1.weight", vec![c], Init::Ones),
@@ -92,6 +98,17 @@ pub fn segments(model: &ModelConfig) -> Vec<SegmentSpec> {
     }
     if model.norm == Norm::Pre {
         all.push(segment("ln_f", vec![("weight", vec![c], Init::Ones), ("bias", vec![c], Init::Zeros)]));
+    }
+    if model.is_masked() {
+        let tensors = vec![
+            ("dense.weight", vec![c, c], matrix),
+            ("dense.bias", vec![c], Init::Zeros),
+            ("ln_f.weight", vec![c], Init::Ones),
+            ("ln_f.bias", vec![c], Init::Zeros),
+            // The last, so that a larger vocabulary moves nothing else.
+            ("head.bias", vec![v], Init::Zeros),
+        ];
+        all.push(segment("mlm", tensors));
     }
     all
 }
@@ -120,6 +137,7 @@ fn segment(name: &str, tensors: Vec<(&str, Vec<i64>, Init)>) -> SegmentSpec {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::Objective;
 
     fn odd_model() -> ModelConfig {
         ModelConfig {
@@ -132,9 +150,19 @@ mod tests {
         }
     }
 
+    fn bert() -> ModelConfig {
+        ModelConfig {
+            norm: Norm::Post,
+            objective: Objective::Masked,
+            embedding_norm: true,
+            token_types: 2,
+            ..odd_model()
+        }
+    }
+
     #[test]
     fn tensors_are_aligned_and_do_not_overlap() {
-        for segment in segments(&odd_model()) {
+        for segment in [odd_model(), bert()].iter().flat_map(segments) {
             let mut end = 0;
             for tensor in &segment.tensors {
                 assert_eq!(tensor.offset % ALIGN_ELEMENTS, 0, "{}", tensor.name);
@@ -147,17 +175,20 @@ mod tests {
 
     #[test]
     fn segments_hold_every_parameter_and_the_padded_rows() {
-        for (norm, qkv_bias) in [(Norm::Pre, true), (Norm::Post, true), (Norm::Pre, false)] {
-            let model = ModelConfig { norm, qkv_bias, ..odd_model() };
+        let gpts = [(Norm::Pre, true), (Norm::Post, true), (Norm::Pre, false)]
+            .map(|(norm, qkv_bias)| ModelConfig { norm, qkv_bias, ..odd_model() });
+        for model in gpts.into_iter().chain([bert()]) {
             let held: usize = segments(&model).iter().flat_map(|s| &s.tensors).map(TensorSpec::numel).sum();
-            let padding = (model.padded_vocab_size() - model.vocab_size) * model.n_embd;
+            let columns = model.n_embd + usize::from(model.is_masked());
+            let padding = (model.padded_vocab_size() - model.vocab_size) * columns;
             assert_eq!(held as u64, model.parameters() + padding as u64);
         }
     }
 
     #[test]
     fn only_matrices_decay() {
-        for tensor in segments(&odd_model()).iter().flat_map(|s| &s.tensors) {
+        let all = [odd_model(), bert()];
+        for tensor in all.iter().flat_map(segments).flat_map(|segment| segment.tensors) {
             assert_eq!(
                 tensor.decay,
                 tensor.name.ends_with(".weight") && !tensor.name.contains("ln_"),

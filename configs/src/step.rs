@@ -2,7 +2,7 @@
 //! and when it waits for them. Written after `trainer`'s engine, act by act; the plan and the simulation run it.
 //! Knows no time, no tensors and no network.
 
-use crate::{ModelConfig, Norm, SegmentSpec, Setup, Shard, segments, slice_numel};
+use crate::{ModelConfig, SegmentSpec, Setup, Shard, segments, slice_numel};
 use serde::{Deserialize, Serialize};
 use std::collections::VecDeque;
 
@@ -26,7 +26,7 @@ pub enum Work {
     Embed,
     /// A block's forward pass.
     Forward(usize),
-    /// The last norm, head and loss, forward and backward.
+    /// The last norm, or a masked model's transform, head and loss, forward and backward.
     Head,
     /// A block's forward pass again, for its backward.
     Recompute(usize),
@@ -102,7 +102,8 @@ pub fn step_acts(model: &ModelConfig, setup: &Setup) -> Vec<Act> {
     let mut walk = Walk {
         setup,
         n_layer: model.n_layer,
-        norm: (model.norm == Norm::Pre).then_some(all.len() - 1),
+        norm: (all.len() > FIRST_BLOCK + model.n_layer).then_some(all.len() - 1),
+        plain_embedding: model.has_plain_embedding(),
         recompute: setup.recompute || setup.shard == Shard::Parameters,
         here: vec![setup.shard != Shard::Parameters; all.len()],
         coming: vec![matches!(setup.shard, Shard::Optimizer | Shard::Gradients); all.len()],
@@ -123,6 +124,8 @@ struct Walk<'a> {
     segments: Vec<SegmentSpec>,
     n_layer: usize,
     norm: Option<usize>,
+    /// The embedding's backward needs no weights.
+    plain_embedding: bool,
     recompute: bool,
     /// Whether a segment's weights are here, or on their way.
     here: Vec<bool>,
@@ -147,7 +150,7 @@ impl Walk<'_> {
         for layer in (0..self.n_layer).rev() {
             let index = FIRST_BLOCK + layer;
             self.get(index);
-            if layer > 0 {
+            if layer > 0 || !self.plain_embedding {
                 self.need(index - 1);
             }
             if self.recompute {
@@ -158,9 +161,15 @@ impl Walk<'_> {
             self.close(index, last);
             self.release(index);
         }
+        if !self.plain_embedding {
+            self.get(POSITIONS);
+        }
         self.open(POSITIONS);
         self.compute(Work::EmbedBackward);
         self.close(POSITIONS, last);
+        if !self.plain_embedding {
+            self.release(POSITIONS);
+        }
         self.close(TOKENS, last); // tied: complete only now
     }
 
@@ -280,7 +289,7 @@ impl Walk<'_> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::StepTraffic;
+    use crate::{Norm, Objective, StepTraffic};
     use std::collections::BTreeMap;
 
     const SHARDS: [Shard; 4] = [Shard::None, Shard::Optimizer, Shard::Gradients, Shard::Parameters];
@@ -297,21 +306,34 @@ mod tests {
         }
     }
 
+    fn bert() -> ModelConfig {
+        ModelConfig {
+            norm: Norm::Post,
+            objective: Objective::Masked,
+            embedding_norm: true,
+            token_types: 2,
+            ..ModelConfig::default()
+        }
+    }
+
     fn calls(acts: &[Act]) -> Vec<Call> {
         acts.iter().filter_map(|act| if let Act::Start(call) = act { Some(*call) } else { None }).collect()
     }
 
     #[test]
     fn the_calls_of_a_step_carry_what_the_formula_of_traffic_says() {
-        let model = ModelConfig::default();
-        for (shard, micro_steps) in SHARDS.into_iter().flat_map(|shard| [(shard, 1), (shard, 3)]) {
+        let models = [ModelConfig::default(), bert()];
+        let cases = SHARDS.into_iter().flat_map(|shard| [(shard, 1), (shard, 3)]);
+        for ((shard, micro_steps), model) in
+            cases.flat_map(|case| models.each_ref().map(|model| (case, model)))
+        {
             let setup = setup(shard, micro_steps);
             let mut sent = BTreeMap::new();
-            for call in calls(&step_acts(&model, &setup)) {
+            for call in calls(&step_acts(model, &setup)) {
                 let key = format!("{:?}", call.collective);
                 *sent.entry(key).or_insert(0) += call.passes() * call.bytes() * 3 / 4;
             }
-            let traffic = StepTraffic::of(&model, &setup);
+            let traffic = StepTraffic::of(model, &setup);
             let of = |name: &str| sent.get(name).copied().unwrap_or(0);
             assert_eq!(of("AllReduce"), traffic.all_reduce, "{shard:?}");
             assert_eq!(of("ReduceScatter"), traffic.reduce_scatter, "{shard:?}");
@@ -321,10 +343,13 @@ mod tests {
 
     #[test]
     fn nothing_is_waited_for_that_was_not_started_and_gradients_are_complete_before_the_update() {
-        for (shard, norm) in SHARDS.into_iter().flat_map(|shard| [(shard, Norm::Pre), (shard, Norm::Post)]) {
-            let model = ModelConfig { norm, ..ModelConfig::default() };
+        let gpts = [Norm::Pre, Norm::Post].map(|norm| ModelConfig { norm, ..ModelConfig::default() });
+        let models: Vec<ModelConfig> = gpts.into_iter().chain([bert()]).collect();
+        for (shard, model) in
+            SHARDS.into_iter().flat_map(|shard| models.iter().map(move |model| (shard, model)))
+        {
             // The second of two steps in a row: the first leaves weights on their way.
-            let acts = step_acts(&model, &setup(shard, 2)).repeat(2);
+            let acts = step_acts(model, &setup(shard, 2)).repeat(2);
             let mut under_way: Vec<(Cargo, usize)> = Vec::new();
             for (i, act) in acts.iter().enumerate() {
                 match act {

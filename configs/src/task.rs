@@ -189,6 +189,8 @@ impl TaskFile {
     /// The run: `base`, the model of the checkpoint `name`, with the three new tokens, over `n_examples` training examples. A batch counts as many
     /// tokens as its examples would have at the full length of the context, one sequence each.
     pub fn run_config(&self, base: &ModelConfig, n_examples: u64, name: String) -> RunConfig {
+        // A masked model has no loss of the next token that could stand beside the task's.
+        let lambda = if base.is_masked() { 0.0 } else { self.task.lambda };
         let model =
             ModelConfig { vocab_size: base.vocab_size + TASK_TOKENS, dropout: self.dropout, ..base.clone() };
         let tokens = self.task.batch_examples * model.seq_len as u64;
@@ -217,7 +219,7 @@ impl TaskFile {
             eval: EvalConfig { every_steps, max_tokens: None, suite: None, suite_every_steps: 0 },
             guard: self.guard.clone(),
             metrics: self.metrics.clone(),
-            task: Some(TaskConfig { base: name, ..self.task.clone() }),
+            task: Some(TaskConfig { base: name, lambda, ..self.task.clone() }),
         }
     }
 }

@@ -29,8 +29,10 @@ impl StepTraffic {
     pub(crate) fn with_wire(model: &ModelConfig, setup: &Setup, wire_width: u64) -> StepTraffic {
         let all = segments(model);
         let total: u64 = all.iter().map(|segment| segment.numel as u64).sum();
-        // Backward needs the blocks again; tokens stay for the head, and the last norm for its backward.
-        let blocks: u64 = all[2..2 + model.n_layer].iter().map(|segment| segment.numel as u64).sum();
+        // Backward needs the blocks again, and an embedding with a norm; tokens stay for the head, and the
+        // last norm for its backward.
+        let first_again = if model.has_plain_embedding() { 2 } else { 1 };
+        let again: u64 = all[first_again..2 + model.n_layer].iter().map(|segment| segment.numel as u64).sum();
         let ranks = setup.world_size as u64;
         let once = |bytes: u64| (u128::from(bytes) * u128::from(ranks - 1) / u128::from(ranks)) as u64;
         let gradients = once(total * wire_width);
@@ -49,7 +51,7 @@ impl StepTraffic {
             },
             Shard::Parameters => StepTraffic {
                 reduce_scatter: setup.micro_steps * gradients,
-                all_gather: setup.micro_steps * weights(total + blocks),
+                all_gather: setup.micro_steps * weights(total + again),
                 ..StepTraffic::default()
             },
         }

@@ -2,7 +2,7 @@
 #![allow(clippy::unwrap_used)] // unwrap is how a test fails
 
 use configs::plan::{Cluster, Machine, Plan, Question, RANK_HOURS_BETWEEN_FAILURES};
-use configs::{Memory, Norm, RunConfig, Setup, Shard, StepTraffic};
+use configs::{Activation, Memory, Norm, Objective, RunConfig, Setup, Shard, StepTraffic};
 use std::path::Path;
 
 fn preset(name: &str) -> RunConfig {
@@ -192,4 +192,44 @@ fn gpt3s_mixture_has_the_weights_as_printed_which_sum_to_101_percent() {
     let weights: Vec<f64> = run.data.sources().iter().map(|source| source.weight).collect();
     assert_eq!(weights, [60.0, 22.0, 8.0, 8.0, 3.0]);
     assert_eq!((weights.iter().sum::<f64>(), run.model.n_embd), (101.0, 768));
+}
+
+#[test]
+fn bert_presets_have_the_shapes_batch_and_rate_of_the_paper() {
+    // 110 and 340 million in the paper, which counts the pooler and rounds.
+    for (name, n_layer, n_embd, n_head, parameters) in
+        [("bert-base", 12, 768, 12, 109_514_298), ("bert-large", 24, 1024, 16, 335_174_458)]
+    {
+        let run = preset(name);
+        let model = &run.model;
+        assert_eq!((model.n_layer, model.n_embd, model.n_head), (n_layer, n_embd, n_head));
+        assert_eq!((model.parameters(), model.seq_len, model.dropout), (parameters, 512, 0.1), "{name}");
+        assert_eq!(
+            (model.objective, model.norm, model.activation),
+            (Objective::Masked, Norm::Post, Activation::Gelu)
+        );
+        assert_eq!((run.batch.global_batch_tokens, run.optim.lr), (256 * 512, 1e-4));
+        assert!(
+            (run.lr(9_999) - 1e-4).abs() < 1e-12 && (run.lr(504_999) / 1e-4 - 0.5).abs() < 1e-3,
+            "{name}"
+        );
+        assert!(run.lr(999_999) < 1e-9);
+    }
+}
+
+#[test]
+fn the_small_encoder_differs_from_the_small_decoder_in_its_objective_alone() {
+    let (masked, causal) = (preset("mail-masked"), preset("mail"));
+    assert_eq!(
+        (&masked.batch, &masked.optim, &masked.schedule),
+        (&causal.batch, &causal.optim, &causal.schedule)
+    );
+    let shape = |run: &RunConfig| [run.model.n_layer, run.model.n_head, run.model.n_embd, run.model.seq_len];
+    assert_eq!(shape(&masked), shape(&causal));
+    // The rest of the embedding, the transform with its bias, and the mask.
+    let c = 128;
+    assert_eq!(
+        masked.model.parameters() - causal.model.parameters(),
+        2 * c + 2 * c + c * c + 3 * c + 258 + c - 2 * c
+    );
 }

@@ -27,12 +27,14 @@ pub fn render(view: &View, width: usize) -> String {
     } else {
         let _ = writeln!(text, "step {step}");
     }
+    // A masked model's validation has none.
+    let in_bytes =
+        of("eval", "bits_per_byte").map_or(String::new(), |bits| format!(" ({bits:.3} bits per byte)"));
     let _ = writeln!(
         text,
-        "loss {}  validation {} ({} bits per byte)  norm {}  lr {}",
+        "loss {}  validation {}{in_bytes}  norm {}  lr {}",
         number("loss", 4),
         shown(of("eval", "val_loss"), 4),
-        shown(of("eval", "bits_per_byte"), 3),
         number("grad_norm", 3),
         view.newest("lr").map_or("-".into(), |lr| format!("{lr:.2e}")),
     );

@@ -28,7 +28,7 @@ pub use exact_sum::ExactSum;
 pub use flat::{Weights, initial_values, view};
 pub use gradient_tree::GradientTree;
 pub use linear::linear;
-pub use loss::Head;
+pub use loss::{Bias, Head};
 pub use shim::{backward, mapped_zeros};
 
 #[cfg(test)]

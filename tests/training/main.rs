@@ -17,6 +17,7 @@ mod generating;
 mod guard;
 mod hostile;
 mod left;
+mod masked;
 mod mixture;
 mod nodes;
 mod numbers;

@@ -6,12 +6,13 @@
 use crate::error::TrainError;
 use crate::finetune::TaskBatch;
 use crate::gradients::{Gradients, OwnSquares};
-use crate::model::{Gpt, POSITIONS, Pass, TOKENS, embed_backward};
+use crate::masked::MaskedLoss;
+use crate::model::{Gpt, POSITIONS, Pass, TOKENS, embed_backward, rows_backward};
 use crate::pulse::Pulse;
 use crate::timing::{Phase, Timing};
 use crate::weights::Parameters;
 use configs::{Documents, Doing, Recompute, Shard};
-use ops::{Dropout, ExactSum};
+use ops::{Dropout, ExactSum, Head};
 use std::time::Instant;
 use tch::{Device, Tensor};
 
@@ -24,6 +25,8 @@ pub struct MicroBatch {
     pub targets: Tensor,
     /// The positions that have a target, `[n]` i64, as rows of `[B T]`; none where all have one.
     pub target_rows: Option<Tensor>,
+    /// The text that each token is of, `[B, T]` i64; none where all are of the first.
+    pub types: Option<Tensor>,
     /// What a task asks beside the targets.
     pub task: Option<TaskBatch>,
     /// What is dropped, in training.
@@ -38,7 +41,20 @@ impl MicroBatch {
         let rows = Tensor::from_slice(tokens).view([-1, row_len as i64]).to_device(device);
         let t = row_len as i64 - 1;
         let (inputs, targets) = (rows.narrow(1, 0, t).contiguous(), rows.narrow(1, 1, t).contiguous());
-        MicroBatch { inputs, targets, target_rows: None, task: None, dropout: None, documents: None }
+        MicroBatch::new(inputs, targets)
+    }
+
+    /// Of inputs and targets, and nothing else.
+    pub(crate) fn new(inputs: Tensor, targets: Tensor) -> MicroBatch {
+        MicroBatch {
+            inputs,
+            targets,
+            target_rows: None,
+            types: None,
+            task: None,
+            dropout: None,
+            documents: None,
+        }
     }
 
     /// Keeps attention within documents, given the rows it was made from and the token that stands after
@@ -55,7 +71,11 @@ impl MicroBatch {
     }
 
     fn pass(&self) -> Pass<'_> {
-        Pass { dropout: self.dropout.as_ref(), documents: self.documents.as_deref() }
+        Pass {
+            dropout: self.dropout.as_ref(),
+            documents: self.documents.as_deref(),
+            types: self.types.as_ref(),
+        }
     }
 }
 
@@ -100,6 +120,8 @@ struct Saved {
     inputs: Vec<Tensor>,
     /// Each block's output with its graph; none where it is computed again.
     outputs: Vec<Option<Tensor>>,
+    /// The rows of the tokens, a leaf, where the embedding is computed again.
+    rows: Option<Tensor>,
     /// The dropout of the embedding.
     mask: Option<Tensor>,
 }
@@ -186,7 +208,8 @@ impl<'a> Engine<'a> {
     fn forward(&mut self, batch: &MicroBatch) -> Result<Saved, TrainError> {
         let (n_layer, pass) = (self.model.config().n_layer, batch.pass());
         let leaf = |x: &Tensor| x.detach().set_requires_grad(true);
-        let (mut x, mask) = tch::no_grad(|| self.embed(batch))?;
+        let (rows, mut x, mask) = tch::no_grad(|| self.embed(batch))?;
+        let rows = (!self.model.config().has_plain_embedding()).then(|| leaf(&rows));
         let mut inputs = vec![leaf(&x)];
         let mut outputs = Vec::with_capacity(n_layer);
         for layer in 0..n_layer {
@@ -201,7 +224,7 @@ impl<'a> Engine<'a> {
             outputs.push((!self.recompute).then(|| x.shallow_clone()));
             self.parameters.release(index)?;
         }
-        Ok(Saved { inputs, outputs, mask })
+        Ok(Saved { inputs, outputs, rows, mask })
     }
 
     /// Starts to gather what the forward pass needs after segment `index`.
@@ -209,22 +232,27 @@ impl<'a> Engine<'a> {
         if index + 1 < self.parameters.len() { self.parameters.need(index + 1) } else { Ok(()) }
     }
 
-    fn embed(&mut self, batch: &MicroBatch) -> Result<(Tensor, Option<Tensor>), TrainError> {
+    /// The rows of the tokens, the residual stream that they begin, and its dropout.
+    fn embed(&mut self, batch: &MicroBatch) -> Result<(Tensor, Tensor, Option<Tensor>), TrainError> {
         self.pulse.on(Doing::Forward, TOKENS);
         self.parameters.need(TOKENS)?;
         self.parameters.need(POSITIONS)?;
         self.need_after(POSITIONS)?;
         let (wte, wpe) = self.parameters.get_both(TOKENS, POSITIONS)?;
-        let x = self.model.embed(wte, wpe, &batch.inputs);
+        let rows = Gpt::token_rows(wte, &batch.inputs);
+        let x = self.model.embed(wpe, &rows, batch.types.as_ref());
         self.parameters.release(POSITIONS)?; // the tokens stay: the head is tied to them
         match Gpt::embedding_mask(batch.dropout.as_ref(), &x) {
-            Some(mask) => Ok((x * &mask, Some(mask))),
-            None => Ok((x, None)),
+            Some(mask) => Ok((rows, x * &mask, Some(mask))),
+            None => Ok((rows, x, None)),
         }
     }
 
     /// Final norm, heads and losses, forward and backward; returns the gradient of the last block's output.
     fn head(&mut self, batch: &MicroBatch, x: &Tensor, scale: f64) -> Result<Tensor, TrainError> {
+        if let Some(segment) = self.model.masked_segment() {
+            return self.masked_head(segment, batch, x, scale);
+        }
         self.pulse.on(Doing::Backward, self.model.norm_segment().unwrap_or(TOKENS));
         let hidden = match self.model.norm_segment() {
             Some(norm) => self.model.final_norm(self.parameters.get(norm)?, x),
@@ -241,6 +269,34 @@ impl<'a> Engine<'a> {
         self.gradients.backward(norm, self.parameters.get(norm)?, &hidden, &grad)?;
         self.parameters.release(norm)?;
         Ok(x.grad())
+    }
+
+    /// The same of a masked model: only what is predicted goes through its transform and its head.
+    fn masked_head(
+        &mut self,
+        segment: usize,
+        batch: &MicroBatch,
+        x: &Tensor,
+        scale: f64,
+    ) -> Result<Tensor, TrainError> {
+        self.pulse.on(Doing::Backward, segment);
+        let hidden = self.model.transform(self.parameters.get(segment)?, &batch.picked(x));
+        let wte_grad = self.token_grad()?;
+        let (wte, mlm) = self.parameters.get_both(TOKENS, segment)?;
+        let MaskedLoss { mut loss, output, output_grad } =
+            self.model.masked_loss(wte, mlm, &hidden, &batch.targets.reshape([-1]), &wte_grad, scale);
+        self.parameters.release(TOKENS)?;
+        let task_grad = x.zeros_like();
+        if let Some(task) = &batch.task {
+            let hidden = x.detach();
+            loss = loss * scale + self.task_loss(task, batch.dropout.as_ref(), &hidden, &task_grad)?;
+        }
+        self.losses.push(loss);
+        let last_block = self.model.block_segment(self.model.config().n_layer) - 1;
+        self.parameters.need(last_block)?;
+        self.gradients.backward(segment, self.parameters.get(segment)?, &output, &output_grad)?;
+        self.parameters.release(segment)?;
+        Ok(x.grad() + task_grad)
     }
 
     /// The summed loss of the targets, and the gradient of the hidden states `[B, T, C]` of it times `scale`.
@@ -330,7 +386,7 @@ impl<'a> Engine<'a> {
             let (layer, index) = (saved.inputs.len(), self.model.block_segment(saved.inputs.len()));
             self.pulse.on(Doing::Backward, index);
             self.parameters.get(index)?;
-            if layer > 0 {
+            if layer > 0 || saved.rows.is_some() {
                 self.parameters.need(index - 1)?;
             }
             let weights = self.parameters.get(index)?;
@@ -353,6 +409,9 @@ impl<'a> Engine<'a> {
         grad: Tensor,
     ) -> Result<(), TrainError> {
         self.pulse.on(Doing::Backward, TOKENS);
+        if let Some(rows) = &saved.rows {
+            return self.normed_embedding_backward(batch, rows, saved.mask.as_ref(), &grad);
+        }
         let wpe_grad = self.gradients.open(POSITIONS)?;
         let wpe_grad = ops::view(&wpe_grad, &self.parameters.spec(POSITIONS).tensors[0])?;
         let wte_grad = self.gradients.opened(TOKENS);
@@ -362,6 +421,25 @@ impl<'a> Engine<'a> {
             embed_backward(&batch.inputs, &grad, &wte_grad, &wpe_grad);
         });
         self.gradients.close(POSITIONS)?;
+        self.gradients.close(TOKENS) // tied: complete only now
+    }
+
+    /// The same where the embedding does more than add: it is differentiated like a block whose input are the
+    /// rows of the tokens.
+    fn normed_embedding_backward(
+        &mut self,
+        batch: &MicroBatch,
+        rows: &Tensor,
+        mask: Option<&Tensor>,
+        grad: &Tensor,
+    ) -> Result<(), TrainError> {
+        let weights = self.parameters.get(POSITIONS)?;
+        let output = self.model.embed(weights, rows, batch.types.as_ref());
+        let grad = mask.map_or(grad.shallow_clone(), |mask| grad * mask);
+        self.gradients.backward(POSITIONS, weights, &output, &grad)?;
+        let wte_grad = ops::view(&self.gradients.opened(TOKENS), &self.parameters.spec(TOKENS).tensors[0])?;
+        tch::no_grad(|| rows_backward(&batch.inputs, &rows.grad(), &wte_grad));
+        self.parameters.release(POSITIONS)?;
         self.gradients.close(TOKENS) // tied: complete only now
     }
 
@@ -391,7 +469,7 @@ impl<'a> Engine<'a> {
     fn hidden_of(&mut self, tokens: Option<&Tensor>, pass: Pass<'_>) -> Result<Option<Tensor>, TrainError> {
         let _guard = tch::no_grad_guard();
         let (wte, wpe) = self.parameters.get_both(TOKENS, POSITIONS)?;
-        let mut x = tokens.map(|tokens| self.model.embed(wte, wpe, tokens));
+        let mut x = tokens.map(|tokens| self.model.embed(wpe, &Gpt::token_rows(wte, tokens), pass.types));
         self.parameters.release(POSITIONS)?;
         for layer in 0..self.model.config().n_layer {
             let index = self.model.block_segment(layer);
@@ -417,12 +495,37 @@ impl<'a> Engine<'a> {
     pub fn loss(&mut self, batch: Option<&MicroBatch>) -> Result<f64, TrainError> {
         let pass = batch.map(MicroBatch::pass).unwrap_or_default();
         let hidden = self.hidden_of(batch.map(|batch| &batch.inputs), pass)?;
-        let head = self.model.head(self.parameters.get(TOKENS)?);
-        let nats = batch.zip(hidden).map_or(0.0, |(batch, hidden)| {
-            tch::no_grad(|| head.loss(&batch.picked(&hidden), &batch.targets.reshape([-1])))
-        });
+        let rows = batch.zip(hidden).map(|(batch, hidden)| batch.picked(&hidden));
+        let targets = batch.map(|batch| batch.targets.reshape([-1]));
+        let nats =
+            self.with_head(rows, |head, rows| targets.map_or(0.0, |targets| head.loss(rows, &targets)))?;
+        Ok(nats.unwrap_or(0.0))
+    }
+
+    /// What `read` makes of the head and of hidden states `[n, C]` that are ready for it, given those before;
+    /// of none, nothing.
+    fn with_head<T>(
+        &mut self,
+        rows: Option<Tensor>,
+        read: impl FnOnce(&Head<'_>, &Tensor) -> T,
+    ) -> Result<Option<T>, TrainError> {
+        let _guard = tch::no_grad_guard();
+        let model = &self.model;
+        let done = match model.masked_segment() {
+            None => {
+                let head = model.head(self.parameters.get(TOKENS)?);
+                rows.map(|rows| read(&head, &rows))
+            }
+            Some(segment) => {
+                let (wte, mlm) = self.parameters.get_both(TOKENS, segment)?;
+                let head = model.masked_head(wte, mlm, None);
+                let done = rows.map(|rows| read(&head, &model.transform(mlm, &rows)));
+                self.parameters.release(segment)?;
+                done
+            }
+        };
         self.parameters.release(TOKENS)?;
-        Ok(nats)
+        Ok(done)
     }
 
     /// The log-probability of each target of a batch in nats, and whether it is the likeliest token, in the order
@@ -464,10 +567,9 @@ impl<'a> Engine<'a> {
     fn logits_of(&mut self, tokens: &Tensor, pick: impl Fn(Tensor) -> Tensor) -> Result<Tensor, TrainError> {
         let hidden = pick(self.hidden(Some(tokens))?.expect("there are tokens"));
         let mut size = hidden.size();
-        let head = self.model.head(self.parameters.get(TOKENS)?);
-        let logits = tch::no_grad(|| head.logits(&hidden.reshape([-1, self.model.config().n_embd as i64])));
-        *size.last_mut().expect("hidden states have a last dimension") = head.vocab_size;
-        self.parameters.release(TOKENS)?;
+        let rows = hidden.reshape([-1, self.model.config().n_embd as i64]);
+        let logits = self.with_head(Some(rows), |head, rows| head.logits(rows))?.expect("there are tokens");
+        *size.last_mut().expect("hidden states have a last dimension") = logits.size()[1];
         Ok(logits.view(size.as_slice()))
     }
 }

@@ -10,6 +10,8 @@ mod evaluation;
 mod gradients;
 mod guard;
 mod inject;
+mod masked;
+mod masking;
 mod model;
 mod noise_scale;
 mod optimizer;

@@ -97,9 +97,9 @@ pub(crate) struct EvalReport {
     /// Mean over all targets, nats.
     #[serde(serialize_with = "float")]
     pub(crate) val_loss: f64,
-    /// The same in bits per byte of source text.
-    #[serde(serialize_with = "float")]
-    pub(crate) bits_per_byte: f64,
+    /// The same in bits per byte of source text; none where tokens are hidden, of which the rest tells.
+    #[serde(serialize_with = "maybe_float", skip_serializing_if = "Option::is_none")]
+    pub(crate) bits_per_byte: Option<f64>,
     /// Targets.
     pub(crate) targets: u64,
     /// Seconds it took.
@@ -258,6 +258,13 @@ pub(crate) fn float<S: Serializer>(value: &f64, serializer: S) -> Result<S::Ok, 
     }
 }
 
+fn maybe_float<S: Serializer>(value: &Option<f64>, serializer: S) -> Result<S::Ok, S::Error> {
+    match value {
+        Some(value) => float(value, serializer),
+        None => serializer.serialize_none(),
+    }
+}
+
 /// Where reports go.
 #[derive(Debug)]
 pub(crate) struct Metrics {
@@ -361,7 +368,7 @@ mod tests {
     use super::*;
 
     fn eval(val_loss: f64) -> Event {
-        Event::Eval(EvalReport { step: 3, val_loss, bits_per_byte: val_loss, targets: 7, seconds: 0.5 })
+        Event::Eval(EvalReport { step: 3, val_loss, bits_per_byte: Some(val_loss), targets: 7, seconds: 0.5 })
     }
 
     #[test]

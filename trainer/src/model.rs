@@ -1,15 +1,13 @@
-//! The GPT decoder: what each segment computes from its weights, and nothing of where these are, how a
+//! The GPT decoder, and the blocks of BERT's encoder, which are its own: what each segment computes from its weights, and nothing of where these are, how a
 //! step runs it, or how it is differentiated.
 //!
 //! Radford et al. 2018, 2019 and Brown et al. 2020: learned positions, tanh-GELU, tied head; layer
-//! norms before the sublayers (GPT-2, GPT-3) or after them (GPT-1).
+//! norms before the sublayers (GPT-2, GPT-3) or after them (GPT-1). What BERT has beside is in `masked`.
 //! Shapes: B sequences, T positions, C = n_embd, H heads of D = C / H, V tokens.
 
-use configs::{Documents, ModelConfig, Norm};
+use configs::{Activation, Documents, ModelConfig, Norm};
 use ops::{Dropout, Head, Weights, dropped};
 use tch::{Kind, Tensor};
-
-const LAYER_NORM_EPS: f64 = 1e-5;
 
 /// The segment of the token embedding, which is also the head's.
 pub(crate) const TOKENS: usize = 0;
@@ -33,6 +31,8 @@ pub(crate) struct Pass<'a> {
     pub(crate) dropout: Option<&'a Dropout>,
     /// The documents of each row, where attention keeps to them.
     pub(crate) documents: Option<&'a [Documents]>,
+    /// The text that each token is of, `[B, T]` i64; where there is none, the first.
+    pub(crate) types: Option<&'a Tensor>,
 }
 
 /// A decoder's shape, and what follows from it.
@@ -62,11 +62,15 @@ impl Gpt {
         (self.config.norm == Norm::Pre).then_some(2 + self.config.n_layer)
     }
 
-    /// Tokens `[B, T]` i64 to the residual stream `[B, T, C]`: token plus position.
-    pub(crate) fn embed(&self, wte: &Weights, wpe: &Weights, tokens: &Tensor) -> Tensor {
-        let t = tokens.size()[1];
-        let rows = Tensor::embedding(wte.tensor("weight"), tokens, -1, false, false);
-        rows + wpe.tensor("weight").narrow(0, 0, t)
+    /// The rows of tokens `[B, T]` i64, `[B, T, C]`.
+    pub(crate) fn token_rows(wte: &Weights, tokens: &Tensor) -> Tensor {
+        Tensor::embedding(wte.tensor("weight"), tokens, -1, false, false)
+    }
+
+    /// The rows of tokens to the residual stream, `[B, T, C]` both: positions are added, and what else the
+    /// embedding does.
+    pub(crate) fn embed(&self, wpe: &Weights, rows: &Tensor, types: Option<&Tensor>) -> Tensor {
+        self.embedded(wpe, rows + wpe.tensor("weight").narrow(0, 0, rows.size()[1]), types)
     }
 
     /// The dropout of the embedding's output, by which it is multiplied.
@@ -74,12 +78,9 @@ impl Gpt {
         dropout.map(|dropout| dropout.mask(0, place::EMBEDDING, x))
     }
 
-    /// As [`Gpt::embed`], with the position of every token, `[B, T]` i64.
+    /// Tokens to the residual stream, with the position of every token, `[B, T]` i64 both.
     pub(crate) fn embed_at(&self, wte: &Weights, wpe: &Weights, tokens: &Tensor, at: &Tensor) -> Tensor {
-        let row = |weights: &Weights, ids: &Tensor| {
-            Tensor::embedding(weights.tensor("weight"), ids, -1, false, false)
-        };
-        row(wte, tokens) + row(wpe, at)
+        self.embedded(wpe, Gpt::token_rows(wte, tokens) + Gpt::token_rows(wpe, at), None)
     }
 
     /// The dropout of the hidden states `[S, C]` that a task's layer reads, by which they are multiplied.
@@ -105,17 +106,17 @@ impl Gpt {
     ) -> Tensor {
         let attention = |x: &Tensor| after(self.attention(p, x, attend), place::AFTER_ATTENTION);
         let mlp = |x: &Tensor| {
-            let hidden = linear(p, "mlp.c_fc", x).gelu("tanh");
+            let hidden = self.activation(&linear(p, "mlp.c_fc", x));
             after(linear(p, "mlp.c_proj", &hidden), place::AFTER_MLP)
         };
         match self.config.norm {
             Norm::Pre => {
-                let x = x + attention(&layer_norm(p, "ln_1.", x));
-                &x + mlp(&layer_norm(p, "ln_2.", &x))
+                let x = x + attention(&self.layer_norm(p, "ln_1.", x));
+                &x + mlp(&self.layer_norm(p, "ln_2.", &x))
             }
             Norm::Post => {
-                let x = layer_norm(p, "ln_1.", &(x + attention(x)));
-                layer_norm(p, "ln_2.", &(&x + mlp(&x)))
+                let x = self.layer_norm(p, "ln_1.", &(x + attention(x)));
+                self.layer_norm(p, "ln_2.", &(&x + mlp(&x)))
             }
         }
     }
@@ -143,31 +144,48 @@ impl Gpt {
 
     /// The norm before the head: `[B, T, C]` to `[B, T, C]`.
     pub(crate) fn final_norm(&self, p: &Weights, x: &Tensor) -> Tensor {
-        layer_norm(p, "", x)
+        self.layer_norm(p, "", x)
+    }
+
+    /// `prefix` is the norm's name and a dot, or nothing where the segment is the norm.
+    pub(crate) fn layer_norm(&self, p: &Weights, prefix: &str, x: &Tensor) -> Tensor {
+        layer_norm(p, prefix, x, self.config.norm_eps)
+    }
+
+    /// Of the MLPs and of a masked model's transform.
+    pub(crate) fn activation(&self, x: &Tensor) -> Tensor {
+        x.gelu(match self.config.activation {
+            Activation::GeluTanh => "tanh",
+            Activation::Gelu => "none",
+        })
     }
 
     /// The head, tied to the token embedding.
     pub(crate) fn head<'a>(&self, wte: &'a Weights) -> Head<'a> {
-        Head { weight: wte.tensor("weight"), vocab_size: self.config.vocab_size as i64 }
+        Head { weight: wte.tensor("weight"), vocab_size: self.config.vocab_size as i64, bias: None }
     }
+}
+
+/// Adds the token embedding's gradient, `[V padded, C]` fp32, given that of its rows `[B, T, C]`.
+pub(crate) fn rows_backward(tokens: &Tensor, grad: &Tensor, wte_grad: &Tensor) {
+    let rows = grad.flatten(0, 1).to_kind(Kind::Float);
+    let _ = wte_grad.shallow_clone().index_add_(0, &tokens.reshape([-1]), &rows);
 }
 
 /// Adds the embeddings' gradients, `[V padded, C]` and `[T, C]` fp32, given that of their sum `[B, T, C]`:
 /// rows of the tokens that occur, and sums over the batch for the positions.
 pub(crate) fn embed_backward(tokens: &Tensor, grad: &Tensor, wte_grad: &Tensor, wpe_grad: &Tensor) {
     let size = grad.size();
-    let rows = grad.reshape([-1, size[2]]).to_kind(Kind::Float);
-    let _ = wte_grad.shallow_clone().index_add_(0, &tokens.reshape([-1]), &rows);
+    rows_backward(tokens, grad, wte_grad);
     let positions = grad.sum_dim_intlist([0i64].as_slice(), false, Kind::Float);
     let _ = wpe_grad.narrow(0, 0, size[1]).g_add_(&positions);
 }
 
-fn linear(p: &Weights, name: &str, x: &Tensor) -> Tensor {
+pub(crate) fn linear(p: &Weights, name: &str, x: &Tensor) -> Tensor {
     ops::linear(x, p.tensor(&format!("{name}.weight")), p.get(&format!("{name}.bias")))
 }
 
-/// `prefix` is the norm's name and a dot, or nothing where the segment is the norm.
-fn layer_norm(p: &Weights, prefix: &str, x: &Tensor) -> Tensor {
+fn layer_norm(p: &Weights, prefix: &str, x: &Tensor, eps: f64) -> Tensor {
     let (weight, bias) = (p.tensor(&format!("{prefix}weight")), p.tensor(&format!("{prefix}bias")));
-    x.layer_norm(weight.size(), Some(weight), Some(bias), LAYER_NORM_EPS, false)
+    x.layer_norm(weight.size(), Some(weight), Some(bias), eps, false)
 }

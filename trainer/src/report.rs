@@ -94,9 +94,11 @@ impl Reporter {
 
     /// A validation.
     pub(crate) fn eval(&mut self, report: EvalReport) -> Result<(), TrainError> {
+        let in_bytes =
+            report.bits_per_byte.map_or(String::new(), |bits| format!(", {bits:.4} bits per byte"));
         info!(
-            "validation after {} steps: loss {:.4}, {:.4} bits per byte ({} targets, {:.1} s)",
-            report.step, report.val_loss, report.bits_per_byte, report.targets, report.seconds,
+            "validation after {} steps: loss {:.4}{in_bytes} ({} targets, {:.1} s)",
+            report.step, report.val_loss, report.targets, report.seconds,
         );
         if let Some(gauges) = &self.gauges {
             gauges.eval(&report);
@@ -172,13 +174,13 @@ impl Reporter {
         let (first_eval, last_eval) = self.evals.take().unzip();
         let tokens_per_second = self.pace.tokens_per_second().unwrap_or(0.0);
         if let (Some(first), Some(last)) = (&first_eval, &last_eval) {
+            let in_bytes = first.bits_per_byte.zip(last.bits_per_byte);
+            let in_bytes = in_bytes
+                .map_or(String::new(), |(first, last)| format!("{first:.3} -> {last:.3} bits per byte, "));
             info!(
-                "done: validation loss {:.4} -> {:.4}, {:.3} -> {:.3} bits per byte, {tokens_per_second:.0} tokens/s, \
-                 run in {}",
+                "done: validation loss {:.4} -> {:.4}, {in_bytes}{tokens_per_second:.0} tokens/s, run in {}",
                 first.val_loss,
                 last.val_loss,
-                first.bits_per_byte,
-                last.bits_per_byte,
                 dir.display(),
             );
         } else {

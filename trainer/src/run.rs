@@ -9,6 +9,7 @@ use crate::evaluation::Validation;
 use crate::generate::{Generation, Sampling, generate};
 use crate::guard::{self, MOST_SKIPS, Spike};
 use crate::inject::Faults;
+use crate::masking::{Masking, Purpose};
 use crate::metrics::{FailureReport, PassageReport, RewindReport, StartReport};
 use crate::noise_scale::NoiseScale;
 use crate::pulse::Pulse;
@@ -57,6 +58,8 @@ pub(crate) struct Run<'a> {
     pub(crate) reporter: Reporter,
     /// Matrix rate of all ranks together, FLOP/s.
     pub(crate) peak_flops: f64,
+    /// What a masked model has to find.
+    pub(crate) masking: Option<Masking>,
     /// What is made to go wrong.
     pub(crate) faults: Faults,
     /// Shows what this rank is doing.
@@ -88,6 +91,7 @@ impl<'a> Run<'a> {
         let samples = Samples::of(&config.data, config.model.seq_len, config.run.seed)?;
         check_vocabulary(config, &samples)?;
         let tokenizer = samples.tokenizer().clone();
+        let masking = Masking::of(&config.model, config.run.seed, &tokenizer)?;
 
         let segments = configs::segments(&config.model);
         let template = TrainState {
@@ -107,6 +111,7 @@ impl<'a> Run<'a> {
             saver,
             reporter,
             peak_flops,
+            masking,
             faults: process.faults.clone(),
             pulse: process.pulse.clone(),
             noise_scale: NoiseScale::default(),
@@ -259,6 +264,23 @@ impl<'a> Run<'a> {
         ended
     }
 
+    /// How many targets the step's batch has, over all ranks, at least one: its tokens, or those that are
+    /// hidden.
+    ///
+    /// # Errors
+    /// Data that cannot be read.
+    pub(crate) fn targets(&self, progress: &Progress) -> Result<u64, TrainError> {
+        let Some(masking) = &self.masking else { return Ok(self.plan.global_tokens()) };
+        // Every rank counts all of the batch: reading tokens takes less than asking the others.
+        let (first, end) = (progress.samples, progress.samples + self.plan.samples_per_step());
+        let mut targets = 0;
+        for position in (first..end).step_by(self.plan.micro_batch) {
+            let rows = self.samples.batch(position..end.min(position + self.plan.micro_batch as u64))?;
+            targets += masking.targets(Purpose::Training(progress.step), position, &rows);
+        }
+        Ok(targets.max(1))
+    }
+
     /// The token that ends a document, where attention keeps to documents.
     pub(crate) fn document_end(&self) -> Option<i64> {
         self.config.data.document_mask.then(|| i64::from(self.tokenizer.end_of_text()))
@@ -284,7 +306,9 @@ impl<'a> Run<'a> {
             info!("stopped after step {}, with a checkpoint; the same command goes on", progress.step);
             return Ok(exit);
         }
-        self.write_sample(engine)?;
+        if self.masking.is_none() {
+            self.write_sample(engine)?; // a masked model does not write
+        }
         self.reporter.finish(progress.step, self.folder.dir())?;
         Ok(exit)
     }

@@ -8,6 +8,7 @@ use crate::gradients::Gradients;
 use crate::guard::{self, NotFinite, Spike};
 use crate::inject::Faults;
 use crate::log::Log;
+use crate::masking::Purpose;
 use crate::metrics::StepReport;
 use crate::model::Gpt;
 use crate::optimizer::Optimizer;
@@ -182,11 +183,12 @@ fn train_step(
     let spoiled =
         run.faults.of_step(progress.step + 1, comm.rank(), &run.samples, positions.clone(), first_position);
 
+    let targets = run.targets(progress)? as f64;
     engine.begin(plan.grad_accum_steps, run.reporter.tells(progress.step + 1));
     for micro_step in 0..plan.grad_accum_steps {
         let batch = next_batch(run, progress, micro_step, &mut timing)?;
         // The sum over all targets of the global batch, divided by their number: so ranks only add.
-        let scale = spoiled.factor(micro_step) / plan.global_tokens() as f64;
+        let scale = spoiled.factor(micro_step) / targets;
         engine.add(&batch, scale, &mut timing)?;
     }
     let mut gradient = engine.finish(&mut timing)?;
@@ -195,7 +197,7 @@ fn train_step(
     // What follows is decided on reduced values, so that every rank takes the same way.
     run.pulse.at(Doing::Agree);
     let agreed = run.saver.agree(&gradient, stop)?;
-    let (loss, grad_norm) = (agreed.nats / plan.global_tokens() as f64, agreed.squares.sqrt());
+    let (loss, grad_norm) = (agreed.nats / targets, agreed.squares.sqrt());
     if !(loss.is_finite() && grad_norm.is_finite()) {
         let found = NotFinite { loss, grad_norm, losses: &gradient.losses };
         let why = guard::not_finite(comm, &run.samples, plan, progress, found)?;
@@ -248,7 +250,10 @@ fn next_batch(
     debug!("step {} samples {}..{}", progress.step + 1, samples.start, samples.end);
     let waiting = timing.now();
     let rows = run.samples.batch(positions.clone())?;
-    let mut batch = MicroBatch::from_rows(&rows.tokens, rows.row_len, run.device);
+    let mut batch = match &run.masking {
+        Some(masking) => masking.batch(Purpose::Training(progress.step), positions.start, &rows, run.device),
+        None => MicroBatch::from_rows(&rows.tokens, rows.row_len, run.device),
+    };
     batch.keep_to_documents(&rows.tokens, rows.row_len, run.document_end());
     batch.dropout = dropout(run.config, progress.step, positions.start);
     timing.add(Phase::Data, waiting);

@@ -185,6 +185,28 @@ impl Tokenizer {
         }
     }
 
+    /// The id that stands for a token which a masked model has to find: of WordPiece `[MASK]`; the others have
+    /// none.
+    pub fn mask(&self) -> Option<u32> {
+        self.vocabulary().and_then(WordPiece::mask)
+    }
+
+    /// The ids below [`Tokenizer::vocab_size`] that stand for no text, ascending, the end of a document among
+    /// them.
+    pub fn specials(&self) -> Vec<u32> {
+        self.vocabulary().map_or_else(|| vec![self.end_of_text()], WordPiece::specials)
+    }
+
+    fn vocabulary(&self) -> Option<&WordPiece> {
+        match self {
+            Tokenizer::WordPiece(table) => match &table.kind {
+                TableKind::WordPiece(vocabulary) => Some(vocabulary),
+                TableKind::Bpe(_) => None,
+            },
+            _ => None,
+        }
+    }
+
     /// What encodes many texts: it remembers words that it has seen.
     pub fn encoder(&self) -> Encoder<'_> {
         Encoder(match self {

@@ -51,6 +51,17 @@ impl WordPiece {
         self.separator
     }
 
+    /// `[MASK]`, which stands for a token that a masked model has to find, if the vocabulary has it.
+    pub(crate) fn mask(&self) -> Option<u32> {
+        self.ids.get("[MASK]").copied()
+    }
+
+    /// The ids that stand for no text, and the unknown one, ascending.
+    pub(crate) fn specials(&self) -> Vec<u32> {
+        let all = (0..).zip(&self.pieces);
+        all.filter(|(id, piece)| *id == self.unknown || is_special(piece)).map(|(id, _)| id).collect()
+    }
+
     /// Appends the ids of a text; bytes that are no UTF-8 are left out like control characters.
     pub(crate) fn encode(&self, text: &[u8], tokens: &mut Vec<u32>) {
         let kinds = Kinds::get();
@@ -199,6 +210,13 @@ mod tests {
         assert_eq!(encode("UNaffable, Café\u{301} unaffablex"), [5, 6, 7, 9, 10, 1]);
         assert_eq!(encode("中中\u{0}affable"), [14, 14, 8]);
         assert_eq!(encode(&"un".repeat(60)), [1]);
+    }
+
+    #[test]
+    fn a_vocabulary_knows_its_mask_and_what_is_no_text() {
+        assert_eq!((vocabulary().mask(), vocabulary().specials()), (Some(4), vec![0, 1, 2, 3, 4]));
+        let small = WordPiece::parse("a\n[UNK]\n[SEP]\n").unwrap();
+        assert_eq!((small.mask(), small.specials()), (None, vec![1, 2]));
     }
 
     #[test]

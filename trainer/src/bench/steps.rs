@@ -72,7 +72,9 @@ mod tests {
     use super::super::recorder::{Recorder, Started};
     use super::*;
     use configs::plan::{Costs, Simulation, Trouble};
-    use configs::{Act, Collective, Dtype, Norm, Recompute, Shard, step_acts};
+    use configs::{
+        Act, Collective, Dtype, ModelConfig, Norm, Objective, Pattern, Recompute, Shard, step_acts,
+    };
     use ops::collectives::{Operation, Wire};
     use tch::Kind;
 
@@ -110,16 +112,32 @@ mod tests {
         started.collect()
     }
 
+    /// With the embedding of BERT's.
+    fn with_norm(model: ModelConfig) -> ModelConfig {
+        ModelConfig { embedding_norm: true, token_types: 2, attention: vec![Pattern::Bidirectional], ..model }
+    }
+
     #[test]
     fn a_step_starts_the_collectives_of_the_schedule_in_its_order_and_sizes_in_every_mode() {
         let shards = [Shard::None, Shard::Optimizer, Shard::Gradients, Shard::Parameters];
-        let kinds = [(Norm::Pre, Dtype::Fp32), (Norm::Pre, Dtype::Bf16), (Norm::Post, Dtype::Fp32)];
+        let kinds = [
+            (Norm::Pre, Dtype::Fp32, false),
+            (Norm::Pre, Dtype::Bf16, false),
+            (Norm::Post, Dtype::Fp32, false),
+            (Norm::Post, Dtype::Bf16, true),
+        ];
         for shard in shards {
-            for ((norm, dtype), micro_steps) in kinds.into_iter().flat_map(|kind| [(kind, 1), (kind, 2)]) {
+            for ((norm, dtype, masked), micro_steps) in
+                kinds.into_iter().flat_map(|kind| [(kind, 1), (kind, 2)])
+            {
                 for recompute in [Recompute::None, Recompute::Full] {
                     let mut config = config(shard, norm, dtype, micro_steps);
                     config.parallel.recompute = recompute;
-                    let case = format!("{shard:?} {norm:?} {dtype:?} {micro_steps} {recompute:?}");
+                    if masked {
+                        config.model =
+                            ModelConfig { objective: Objective::Masked, ..with_norm(config.model) };
+                    }
+                    let case = format!("{shard:?} {norm:?} {dtype:?} {masked} {micro_steps} {recompute:?}");
                     let setup = Setup::of(&config, RANKS, true, dtype == Dtype::Bf16).unwrap();
                     let group = Recorder::of(RANKS);
                     let mut steps = Steps::new(&config, &setup, &group).unwrap();

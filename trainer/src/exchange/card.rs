@@ -9,7 +9,7 @@ pub(super) fn card(trained: &Trained, format: Format) -> String {
     let model = &config.model;
     let patterns: Vec<String> = model.attention.iter().map(ToString::to_string).collect();
     let loss =
-        state.recent_losses.last().map_or("not recorded".into(), |loss| format!("{loss:.4} nats per token"));
+        state.recent_losses.last().map_or("not recorded".into(), |loss| format!("{loss:.4} nats per target"));
     let loading = match format {
         Format::LlmC => "`model.bin` and `tokenizer.bin` are llm.c's; fp32, version 3.".to_string(),
         Format::Safetensors => {
@@ -17,6 +17,10 @@ pub(super) fn card(trained: &Trained, format: Format) -> String {
              `config.json` has the shape."
                 .to_string()
         }
+        Format::HfBert => "```python\nfrom transformers import AutoModelForMaskedLM, AutoTokenizer\n\
+              model = AutoModelForMaskedLM.from_pretrained(\"this/folder\")\n\
+              tokenizer = AutoTokenizer.from_pretrained(\"this/folder\")\n```"
+            .to_string(),
         _ => "```python\nfrom transformers import AutoModelForCausalLM, AutoTokenizer\n\
               model = AutoModelForCausalLM.from_pretrained(\"this/folder\")\n\
               tokenizer = AutoTokenizer.from_pretrained(\"this/folder\")\n```"
@@ -26,8 +30,10 @@ pub(super) fn card(trained: &Trained, format: Format) -> String {
         Format::HfGpt2 | Format::HfGptNeo | Format::OpenaiGpt => {
             "---\nlibrary_name: transformers\npipeline_tag: text-generation\n---\n\n"
         }
-        _ => "",
+        Format::HfBert => "---\nlibrary_name: transformers\npipeline_tag: fill-mask\n---\n\n",
+        Format::LlmC | Format::Safetensors => "",
     };
+    let kind = if model.is_masked() { "A masked encoder" } else { "A decoder" };
     let rows = [
         ("parameters", model.parameters().to_string()),
         ("blocks, heads, width", format!("{}, {}, {}", model.n_layer, model.n_head, model.n_embd)),
@@ -42,7 +48,7 @@ pub(super) fn card(trained: &Trained, format: Format) -> String {
     let rows: String = rows.iter().map(|(name, value)| format!("| {name} | {value} |\n")).collect();
     let name = &config.run.name;
     format!(
-        "{head}# {name}\n\nA decoder that Phalanx {version} exported as `{format}`.\n\n| | |\n|---|---|\n{rows}\n\
+        "{head}# {name}\n\n{kind} that Phalanx {version} exported as `{format}`.\n\n| | |\n|---|---|\n{rows}\n\
          {loading}\n\nWhat it was trained on, for what it may be used and where it fails is not known to the \
          program that wrote this card.\n",
         version = env!("CARGO_PKG_VERSION"),

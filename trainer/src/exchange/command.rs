@@ -71,6 +71,10 @@ pub fn import_command(args: &ImportArgs, comm: &dyn Communicator) -> Result<(), 
     let (from, format) = (args.from.display(), done.format);
     let _ = writeln!(stdout, "{}: {format} of {from}", done.checkpoint.display());
     let _ = writeln!(stdout, "parameters      {}", done.model.parameters());
+    if !done.absent.is_empty() {
+        let n = done.absent.len();
+        let _ = writeln!(stdout, "not in it       {n} tensors, new here: {}", done.absent.join(", "));
+    }
     let _ = match &done.tokenizer {
         Ok(tokenizer) => writeln!(stdout, "tokenizer       {}", tokenizer.id()),
         Err(why) => writeln!(stdout, "tokenizer       none: {why}"),

@@ -1,8 +1,8 @@
 //! A model's shape as `config.json` of each format and back, and which models a format has no place for. Knows no
 //! weights.
 
-use super::{ExchangeError, Format};
-use configs::{ModelConfig, Norm, Pattern};
+use super::{ExchangeError, Format, bert};
+use configs::{Activation, ModelConfig, Norm, Pattern};
 use serde_json::{Value, json};
 use std::path::Path;
 
@@ -12,9 +12,29 @@ use std::path::Path;
 /// [`ExchangeError::NoPlace`], with the reason.
 pub(super) fn check(model: &ModelConfig, format: Format) -> Result<(), ExchangeError> {
     let refuse = |what: String, hint: &str| Err(ExchangeError::NoPlace { format, what, hint: hint.into() });
-    if format == Format::Safetensors {
+    let gpt =
+        model.norm_eps == 1e-5 && model.activation == Activation::GeluTanh && model.has_plain_embedding();
+    if format == Format::Safetensors && (gpt || model.is_masked()) {
         return Ok(());
     }
+    if format == Format::HfBert {
+        return bert::check(model);
+    }
+    if model.is_masked() {
+        let hint = "--format hf-bert has a place for it, --format safetensors holds any model";
+        return refuse("model.objective = \"masked\"; it predicts the next token".into(), hint);
+    }
+    if !gpt {
+        let what = "a model that predicts the next token has the tanh form of GELU there, an epsilon of 1e-5 and an \
+                    embedding without a norm and without types";
+        return refuse(what.into(), "leave model.activation, norm_eps, embedding_norm and token_types out");
+    }
+    check_decoder(model, format)
+}
+
+/// The same of a model that is a GPT in all but its blocks.
+fn check_decoder(model: &ModelConfig, format: Format) -> Result<(), ExchangeError> {
+    let refuse = |what: String, hint: &str| Err(ExchangeError::NoPlace { format, what, hint: hint.into() });
     let post = model.norm == Norm::Post;
     if post != (format == Format::OpenaiGpt) {
         let (what, hint) = if post {
@@ -151,6 +171,7 @@ pub(super) fn from_json(path: &Path, config: &Value) -> Result<(ModelConfig, For
         value => Err(wrong(format!("{key} is {value}, which is else than here: {}", fine[0]))),
     };
     let format = match config["model_type"].as_str() {
+        Some("bert") => return Ok((bert::from_json(path, config)?, Format::HfBert)),
         Some("gpt2") => Format::HfGpt2,
         Some("gpt_neo") => Format::HfGptNeo,
         Some("openai-gpt") => Format::OpenaiGpt,

@@ -2,7 +2,7 @@
 //! and renamed when it is the model. Knows no command line.
 
 use super::layout::{Entry, entries};
-use super::{ExchangeError, Format, card, config, file, llmc, reference};
+use super::{ExchangeError, Format, bert, card, config, file, llmc, reference};
 use crate::engine::Engine;
 use crate::error::TrainError;
 use crate::gradients::Gradients;
@@ -104,10 +104,11 @@ fn write(
         file::write(&folder.join("model.safetensors"), about, &shapes, theirs)?;
         let config = match format {
             Format::Safetensors => serde_json::to_value(model).unwrap_or_default(),
+            Format::HfBert => bert::to_json(model, tokenizer),
             _ => config::to_json(model, format, end),
         };
         json(&folder.join("config.json"), &config)?;
-        if format != Format::Safetensors {
+        if !matches!(format, Format::Safetensors | Format::HfBert) {
             let generation =
                 serde_json::json!({ "bos_token_id": end, "eos_token_id": end, "pad_token_id": end });
             json(&folder.join("generation_config.json"), &generation)?;
@@ -161,7 +162,7 @@ fn prove(
         Err(ExchangeError::Differs { path: folder.into(), by: by.into(), off, limit: LIMIT })
     };
     let off = allowed("another reader in float64", &reference::logits(folder, format, &tokens)?)?;
-    let hugging_face = matches!(format, Format::HfGpt2 | Format::HfGptNeo | Format::OpenaiGpt);
+    let hugging_face = !matches!(format, Format::LlmC | Format::Safetensors);
     let off_transformers = match python {
         Some(python) if hugging_face => {
             Some(allowed("transformers", &by_transformers(python, folder, &tokens)?)?)
@@ -180,7 +181,7 @@ pub(super) fn distance(ours: &Tensor, theirs: &Tensor) -> f64 {
     if off.is_finite() { off } else { f64::INFINITY }
 }
 
-/// Logits of tokens `[B, T]` by `AutoModelForCausalLM.from_pretrained`: `[B, T, V]`.
+/// Logits of tokens `[B, T]` by `from_pretrained`: `[B, T, V]`.
 fn by_transformers(python: &str, folder: &Path, tokens: &Tensor) -> Result<Tensor, ExchangeError> {
     let failed = |what: String| ExchangeError::Python { python: python.into(), what };
     let rows: Vec<Vec<i64>> =

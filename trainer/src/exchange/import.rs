@@ -2,13 +2,13 @@
 //! its configuration, its tokenizer and a checkpoint of step 0. Knows no command line.
 
 use super::layout::entries;
-use super::{ExchangeError, Format, config, file, llmc};
+use super::{ExchangeError, Format, bert, config, file, llmc};
 use crate::checkpoint::{CheckpointWriter, Publisher, Slice, Snapshot, StateKind, TrainState};
 use crate::error::TrainError;
 use crate::run_folder::{FileError, RunFolder};
 use crate::trained::NO_TOKENIZER;
 use crate::weights::Parameters;
-use configs::{ModelConfig, Norm, RunConfig, Shard};
+use configs::{ModelConfig, RunConfig, Shard};
 use dataloader::Tokenizer;
 use ops::collectives::Communicator;
 use std::collections::HashSet;
@@ -27,7 +27,13 @@ pub struct Imported {
     pub tokenizer: Result<Tokenizer, String>,
     /// The checkpoint.
     pub checkpoint: PathBuf,
+    /// What the model lacks, by its names there, and has the initial values of a new model here: the head of a
+    /// BERT without one.
+    pub absent: Vec<String>,
 }
+
+/// Of the values that a model lacks: that of a run which names none.
+const INITIAL_SEED: u64 = 1337;
 
 /// Reads a model from a folder of `transformers`, one of `phalanx export`, or llm.c's file, and makes the run
 /// folder `out` of it, which must not exist.
@@ -41,8 +47,11 @@ pub fn import(from: &Path, out: &Path, comm: &dyn Communicator) -> Result<Import
     let mut found = Found::look(from)?;
     let (model, format) = (found.model().clone(), found.format);
     let segments = configs::segments(&model);
-    let parameters = Parameters::zeros(segments, Shard::None, Kind::Float, Device::Cpu, comm)?;
-    found.fill(&parameters)?;
+    let mut parameters = Parameters::zeros(segments, Shard::None, Kind::Float, Device::Cpu, comm)?;
+    if format == Format::HfBert {
+        parameters.init(INITIAL_SEED); // what the model lacks keeps these
+    }
+    let absent = found.fill(&parameters)?;
     let tokenizer = match format {
         Format::LlmC => Err("llm.c's file has none; copy tokenizer.tiktoken into the run folder".into()),
         _ => Tokenizer::from_hugging_face(&found.folder),
@@ -69,7 +78,7 @@ pub fn import(from: &Path, out: &Path, comm: &dyn Communicator) -> Result<Import
     let checkpoint = written?;
     fs::rename(&unfinished, out).map_err(FileError::of("publish", out))?;
     let checkpoint = out.join(checkpoint.strip_prefix(&unfinished).unwrap_or(&checkpoint));
-    Ok(Imported { format, model, tokenizer, checkpoint })
+    Ok(Imported { format, model, tokenizer, checkpoint, absent })
 }
 
 /// A model that has been found.
@@ -125,8 +134,8 @@ impl Found {
         }
     }
 
-    /// Puts every tensor into the parameters.
-    fn fill(&mut self, parameters: &Parameters<'_>) -> Result<(), ExchangeError> {
+    /// Puts every tensor into the parameters; returns the names of those that the model lacks and need not have.
+    fn fill(&mut self, parameters: &Parameters<'_>) -> Result<Vec<String>, ExchangeError> {
         let ours = |name: &str| {
             let specs =
                 (0..parameters.len()).flat_map(|i| parameters.spec(i).tensors.iter().map(move |t| (i, t)));
@@ -139,24 +148,30 @@ impl Found {
             }
         };
         match &mut self.content {
-            Content::LlmC(path, file) => file.each(path, put),
+            Content::LlmC(path, file) => file.each(path, put).map(|()| Vec::new()),
             Content::Tensors(tensors, model) => {
-                let mut known = HashSet::new();
+                let (mut known, mut absent) = (HashSet::new(), Vec::new());
                 for entry in entries(model, self.format) {
                     // Models of the hub have no prefix, saved ones have.
-                    let bare = entry.name.strip_prefix("transformer.").unwrap_or(&entry.name).to_string();
+                    let prefix = if self.format == Format::HfBert { "bert." } else { "transformer." };
+                    let bare = entry.name.strip_prefix(prefix).unwrap_or(&entry.name).to_string();
                     let mut found = None;
                     for name in [&entry.name, &bare] {
                         found = if found.is_none() { tensors.get(name, &entry.shape())? } else { found };
                     }
                     known.extend([entry.name.clone(), bare]);
+                    if found.is_none() && self.format == Format::HfBert && bert::may_be_absent(&entry.name) {
+                        absent.push(entry.name);
+                        continue;
+                    }
                     let missing = || ExchangeError::Malformed {
                         path: self.folder.clone(),
                         what: format!("it has no tensor {}", entry.name),
                     };
                     put(&entry, &found.ok_or_else(missing)?);
                 }
-                stray(&self.folder, tensors, &known)
+                stray(&self.folder, tensors, &known)?;
+                bert::whole_or_none(&self.folder, &absent).map(|()| absent)
             }
         }
     }
@@ -167,6 +182,7 @@ fn stray(folder: &Path, tensors: &file::Tensors, known: &HashSet<String>) -> Res
     // Masks that old versions saved, and the head, which is the embedding.
     let harmless = |name: &str| {
         name == "lm_head.weight"
+            || bert::is_harmless(name)
             || [".attn.bias", ".masked_bias", ".attention.bias"].iter().any(|end| name.ends_with(end))
     };
     match tensors.names().into_iter().find(|name| !known.contains(name) && !harmless(name)) {
@@ -214,21 +230,11 @@ fn write(
 /// A configuration with this model. What it says of training is what the keys require: nothing was trained here.
 fn run_config(out: &Path, model: &ModelConfig, folder: &Path) -> Result<RunConfig, TrainError> {
     let name = out.file_name().map_or("imported".into(), |name| name.to_string_lossy());
-    let norm = if model.norm == Norm::Post { "post" } else { "pre" };
-    let attention: Vec<String> = model.attention.iter().map(|pattern| format!("\"{pattern}\"")).collect();
+    let shape = toml::to_string(model).expect("every value of a ModelConfig has a TOML form");
     let text = format!(
-        "[run]\nname = {name:?}\ndir = {:?}\n[model]\nn_layer = {}\nn_head = {}\nn_embd = {}\nseq_len = {}\n\
-         vocab_size = {}\nattention = [{}]\nnorm = \"{norm}\"\nqkv_bias = {}\ndropout = {:?}\n\
-         [data]\ntrain = \"none\"\n[batch]\nglobal_batch_tokens = {}\n[optim]\nlr = 1e-4\n[schedule]\nmax_steps = 1\n",
+        "[run]\nname = {name:?}\ndir = {:?}\n[model]\n{shape}[data]\ntrain = \"none\"\n[batch]\n\
+         global_batch_tokens = {}\n[optim]\nlr = 1e-4\n[schedule]\nmax_steps = 1\n",
         out.display().to_string(),
-        model.n_layer,
-        model.n_head,
-        model.n_embd,
-        model.seq_len,
-        model.vocab_size,
-        attention.join(", "),
-        model.qkv_bias,
-        model.dropout,
         model.seq_len,
     );
     let typed = folder.join("typed.toml");

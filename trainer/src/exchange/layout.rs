@@ -1,7 +1,7 @@
 //! Which tensor of a format is which of ours: names, transposition, and the scale of queries. One table for both
 //! directions; knows no files.
 
-use super::Format;
+use super::{Format, bert};
 use configs::{ModelConfig, Norm};
 use std::ops::Range;
 use tch::{Kind, Tensor};
@@ -52,6 +52,9 @@ impl Entry {
 
 /// The tensors of a format for this model, in the order of the forward pass. The vocabulary's padding is cut.
 pub(super) fn entries(model: &ModelConfig, format: Format) -> Vec<Entry> {
+    if format == Format::HfBert {
+        return bert::entries(model);
+    }
     let family = Family { model, format };
     let (wte, wpe) = match format {
         Format::OpenaiGpt => ("tokens_embed.weight", "positions_embed.weight"),
@@ -62,7 +65,23 @@ pub(super) fn entries(model: &ModelConfig, format: Format) -> Vec<Entry> {
         family.plain(wte, "wte.weight", model.vocab_size as i64, Some(c)),
         family.plain(wpe, "wpe.weight", model.seq_len as i64, Some(c)),
     ];
+    // What follows is refused in all other formats.
+    if model.token_types > 0 {
+        all.push(family.plain("wpe.type.weight", "wpe.type.weight", model.token_types as i64, Some(c)));
+    }
+    if model.embedding_norm {
+        all.extend(["wpe.ln_0.weight", "wpe.ln_0.bias"].map(|name| family.plain(name, name, c, None)));
+    }
     (0..model.n_layer).for_each(|layer| family.block(layer, &mut all));
+    if model.is_masked() {
+        all.push(family.plain("mlm.dense.weight", "mlm.dense.weight", c, Some(c)));
+        let vectors =
+            [("dense.bias", c), ("ln_f.weight", c), ("ln_f.bias", c), ("head.bias", model.vocab_size as i64)];
+        all.extend(vectors.map(|(name, rows)| {
+            let name = format!("mlm.{name}");
+            family.plain(&name, &name, rows, None)
+        }));
+    }
     if model.norm == Norm::Pre {
         all.extend(["ln_f.weight", "ln_f.bias"].map(|name| family.plain(name, name, c, None)));
     }

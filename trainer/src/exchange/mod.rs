@@ -4,6 +4,7 @@
 //! An export is read back by a way of its own (`reference`): another reader, float64, masks written out. Refuses
 //! to know training, and how a checkpoint lies on disk.
 
+mod bert;
 mod card;
 mod command;
 mod config;
@@ -13,6 +14,7 @@ mod import;
 mod layout;
 mod llmc;
 mod reference;
+mod reference_bert;
 #[cfg(test)]
 mod tests;
 
@@ -34,6 +36,8 @@ pub enum Format {
     HfGptNeo,
     /// `transformers`' OpenAIGPTLMHeadModel, GPT-1: dense layers, norms after the sublayers.
     OpenaiGpt,
+    /// `transformers`' BertForMaskedLM: a masked model, bidirectional, norms after the sublayers.
+    HfBert,
     /// llm.c's `.bin`, fp32, and its tokenizer file: as GPT-2.
     #[value(name = "llm.c")]
     LlmC,
@@ -62,7 +66,7 @@ pub enum ExchangeError {
         hint: String,
     },
     /// A model that is not one of these here.
-    #[error("{}: {what}\nhint: read are GPT-2, GPT-Neo and OpenAI GPT as transformers saves them, llm.c's .bin, \
+    #[error("{}: {what}\nhint: read are GPT-2, GPT-Neo, OpenAI GPT and BERT as transformers saves them, llm.c's .bin, \
              and what phalanx export --format safetensors wrote", path.display())]
     NotOurs {
         /// The file.

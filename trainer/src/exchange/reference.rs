@@ -2,7 +2,7 @@
 //! masks written out, and each format's arithmetic as that format has it. What it shares with the rest of
 //! Phalanx is tch's elementary operations.
 
-use super::{ExchangeError, Format, llmc};
+use super::{ExchangeError, Format, llmc, reference_bert};
 use crate::run_folder::FileError;
 use configs::Pattern;
 use safetensors::SafeTensors;
@@ -44,6 +44,9 @@ struct Decoder {
 /// Files that cannot be read, or have not what the format asks for.
 pub(super) fn logits(folder: &Path, format: Format, tokens: &Tensor) -> Result<Tensor, ExchangeError> {
     let t = tokens.size()[1];
+    if let Some(encoder) = reference_bert::Encoder::open(folder, format)? {
+        return Ok(encoder.logits(tokens));
+    }
     let decoder = match format {
         Format::LlmC => of_llmc(&folder.join(llmc::MODEL), t)?,
         _ => of_safetensors(folder, format, t)?,

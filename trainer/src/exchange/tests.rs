@@ -21,7 +21,18 @@ fn model(attention: &[&str]) -> ModelConfig {
 fn a_format_takes_the_models_it_can_say_and_refuses_others_with_the_reason() {
     let neo = |attention: &[&str]| ModelConfig { qkv_bias: false, ..model(attention) };
     let post = ModelConfig { norm: Norm::Post, ..model(&["dense"]) };
+    let bert = ModelConfig {
+        norm: Norm::Post,
+        objective: configs::Objective::Masked,
+        activation: configs::Activation::Gelu,
+        norm_eps: 1e-12,
+        embedding_norm: true,
+        token_types: 2,
+        ..model(&["bidirectional"])
+    };
     for (model, format) in [
+        (bert.clone(), Format::HfBert),
+        (bert.clone(), Format::Safetensors),
         (model(&["dense"]), Format::HfGpt2),
         (model(&["banded:32"]), Format::LlmC), // as long as the context
         (neo(&["dense"]), Format::HfGpt2),
@@ -36,7 +47,11 @@ fn a_format_takes_the_models_it_can_say_and_refuses_others_with_the_reason() {
         (model(&["dense", "banded:8"]), Format::HfGptNeo, "have biases"),
         (neo(&["banded:8", "banded:4"]), Format::HfGptNeo, "bands of 8 and 4 keys"),
         (neo(&["strided:4"]), Format::HfGptNeo, "strided:4"),
-        (post, Format::HfGpt2, "\"post\""),
+        (post.clone(), Format::HfGpt2, "\"post\""),
+        (post, Format::HfBert, "\"causal\""),
+        (bert.clone(), Format::OpenaiGpt, "\"masked\""),
+        (ModelConfig { token_types: 0, ..bert }, Format::HfBert, "token_types = 0"),
+        (ModelConfig { norm_eps: 1e-12, ..model(&["dense"]) }, Format::HfGpt2, "epsilon"),
         (model(&["dense"]), Format::OpenaiGpt, "\"pre\""),
     ] {
         let error = config::check(&model, format).unwrap_err().to_string();

@@ -3,10 +3,11 @@ import json
 import sys
 
 import torch
-from transformers import AutoModelForCausalLM
+from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForMaskedLM
 
 folder, out, tokens = sys.argv[1:]
-model = AutoModelForCausalLM.from_pretrained(folder).float().eval()
+masked = AutoConfig.from_pretrained(folder).model_type == "bert"
+model = (AutoModelForMaskedLM if masked else AutoModelForCausalLM).from_pretrained(folder).float().eval()
 with torch.no_grad():
     logits = model(torch.tensor(json.loads(tokens))).logits
 with open(out, "wb") as file:

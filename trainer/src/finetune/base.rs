@@ -89,8 +89,15 @@ impl Base {
             else {
                 continue;
             };
-            let known = if spec.name == "wte" { self.config.model.vocab_size * c } else { spec.numel };
-            self.require(theirs, spec.name == "wte" || theirs.numel == spec.numel)?;
+            let model = &self.config.model;
+            // Where the vocabulary is the last that there is, what its new tokens have comes after all else.
+            let known = match (spec.name.as_str(), spec.tensors.last()) {
+                ("wte", _) => Some(model.vocab_size * c),
+                ("mlm", Some(bias)) => Some(bias.offset + model.vocab_size),
+                _ => None,
+            };
+            self.require(theirs, known.is_some() || theirs.numel == spec.numel)?;
+            let known = known.unwrap_or(spec.numel);
             let from = held.start..held.end.min(known);
             if from.start < from.end {
                 let within = narrow(parameters.master(index), &(0..from.len()));

@@ -3,7 +3,7 @@
 
 use super::head::{Form, TaskBatch};
 use crate::engine::MicroBatch;
-use configs::{TaskConfig, TaskKind};
+use configs::{Documents, ModelConfig, TaskConfig, TaskKind};
 use dataloader::{Answer, LaidOut, TaskSequence};
 use tch::{Device, Tensor};
 
@@ -19,11 +19,13 @@ pub(crate) fn micro_batch(
     let sequences: Vec<&TaskSequence> = examples.iter().flat_map(|example| &example.sequences).collect();
     let t = sequences.iter().map(|sequence| sequence.tokens.len()).max().unwrap_or(1);
     let mut inputs = vec![0i64; sequences.len() * t];
+    let mut types = vec![0i64; sequences.len() * t];
     let (mut extract, mut targets, mut rows) = (Vec::new(), Vec::new(), Vec::new());
     for (sequence, (first, row)) in sequences.iter().zip((0..).step_by(t).zip(inputs.chunks_mut(t))) {
         for (input, &token) in row.iter_mut().zip(&sequence.tokens) {
             *input = i64::from(token);
         }
+        types[first as usize + sequence.second..first as usize + sequence.tokens.len()].fill(1);
         extract.push(first + sequence.tokens.len() as i64 - 1);
         if language {
             targets.extend(sequence.tokens[1..].iter().map(|&token| i64::from(token)));
@@ -41,9 +43,22 @@ pub(crate) fn micro_batch(
             answers: answers(task, examples).to_device(device),
             scale,
         }),
+        types: Some(on_device(&types).view([-1, t as i64])),
         dropout: None,
         documents: None,
     }
+}
+
+/// What keeps a model that looks ahead from the padding of a micro-batch: a sequence is a document, its padding
+/// another. One that looks back sees none of it.
+pub(crate) fn apart_from_padding(examples: &[&LaidOut], model: &ModelConfig) -> Option<Vec<Documents>> {
+    let lengths = || {
+        let sequences = examples.iter().flat_map(|example| &example.sequences);
+        sequences.map(|sequence| sequence.tokens.len())
+    };
+    let t = lengths().max().unwrap_or(1);
+    let documents = || lengths().map(|length| Documents::beginning(t, |i| i == length)).collect();
+    model.is_masked().then(documents)
 }
 
 fn form(task: &TaskConfig, examples: &[&LaidOut]) -> Form {

@@ -2,11 +2,11 @@
 //! rank, in the same order; gradients, updates and checkpoints are those of pre-training.
 
 use super::base::Base;
-use super::batch::{language_targets, micro_batch};
+use super::batch::{apart_from_padding, language_targets, micro_batch};
 use super::scores::{Prediction, scores};
 use crate::alike;
 use crate::checkpoint::{Loaded, TrainState};
-use crate::engine::Engine;
+use crate::engine::{Engine, MicroBatch};
 use crate::error::TrainError;
 use crate::guard;
 use crate::metrics::{FailureReport, ScoreReport, StartReport, StepReport};
@@ -240,6 +240,7 @@ impl<'a> Tuning<'a> {
             let mut rows = micro_batch(&examples, self.task, language, 1.0 / batch.len() as f64, self.device);
             let sequences = self.data.train.sequences_per_example() as u64;
             rows.dropout = dropout(config, progress.step, mine.start * sequences);
+            rows.documents = apart_from_padding(&examples, &config.model);
             engine.add(&rows, language_scale, &mut timing)?;
         }
         let gradient = engine.finish(&mut timing)?;
@@ -359,7 +360,10 @@ pub(super) fn outputs(
     let mut mine = Vec::new();
     for pass in comm.rank() * share..(comm.rank() + 1) * share {
         // A rank that has none left helps the others to their weights.
-        let rows = batches.get(pass).map(|batch| micro_batch(batch, task, false, 1.0, device));
+        let rows = batches.get(pass).map(|batch| MicroBatch {
+            documents: apart_from_padding(batch, engine.model().config()),
+            ..micro_batch(batch, task, false, 1.0, device)
+        });
         if let Some(outputs) = engine.task_outputs(rows.as_ref())? {
             mine.extend(values(&outputs).into_iter().flat_map(f32::to_le_bytes));
         }

@@ -84,6 +84,16 @@ pub fn generate_command(args: &GenerateArgs, comm: &dyn Communicator) -> Result<
     let cores = || std::thread::available_parallelism().map_or(1, usize::from);
     ops::device::configure_process(args.threads.unwrap_or_else(cores).max(1));
     let trained = Trained::open(&args.model, args.step)?;
+    if trained.config().model.is_masked() {
+        return Err(TrainError::Refused {
+            what: format!(
+                "{} has model.objective = \"masked\": it finds what is hidden in a text, and writes no next token",
+                args.model.display()
+            ),
+            hint: "phalanx finetune teaches it a task; a model with model.objective = \"causal\" writes"
+                .into(),
+        });
+    }
     let tokenizer = if args.prompt_ids.is_some() { None } else { trained.tokenizer()? };
     let prompts = prompts(args, tokenizer.as_ref())?;
     check(&prompts, trained.config().model.vocab_size)?;
