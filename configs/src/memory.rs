@@ -6,8 +6,8 @@ use crate::{BatchError, ModelConfig, Norm, Recompute, RunConfig, SegmentSpec, Sh
 const FP32: u64 = 4;
 
 /// Logits that the loss holds at once, in elements of fp32: a chunk of rows. On the CPU 16 MiB; in bf16, where
-/// each chunk's weight gradient is a pass of its own over that of all, 128; on a GPU, which products of few
-/// rows leave idle, 1 GiB.
+/// each chunk's weight gradient is a pass of its own over that of all, 256, or half of that where a matrix unit
+/// holds them as bf16; on a GPU, which products of few rows leave idle, 1 GiB.
 pub fn logits_at_once(on_gpu: bool, bf16: bool) -> usize {
     match (on_gpu, bf16) {
         (true, _) => 1 << 28,
@@ -83,8 +83,8 @@ pub struct Memory {
     pub tree: u64,
     /// AdamW's two moments, fp32.
     pub moments: u64,
-    /// What comes and goes with the segments, at the fullest moment: gathered weights, gradients on their
-    /// way, and the buffer in which autograd adds up bf16.
+    /// What comes and goes with the segments, at the fullest moment: gathered weights, and gradients on
+    /// their way.
     pub passing: u64,
     /// Host memory for checkpoints, from the first on: fp32 copies of what the rank owns.
     pub snapshot: u64,
@@ -151,8 +151,7 @@ fn passing(all: &[SegmentSpec], model: &ModelConfig, setup: &Setup) -> u64 {
         let gradients = if setup.shard.leaves_at_once() { FP32 * gradients } else { 0 };
         weights + gradients
     };
-    let autograd = if setup.bf16 { setup.width() * block.max(norm).max(embedding) } else { 0 };
-    moments.into_iter().map(bytes).max().unwrap_or(0) + autograd
+    moments.into_iter().map(bytes).max().unwrap_or(0)
 }
 
 /// What autograd keeps of a block, in elements a token: the inputs of its norms, of the four products, of
@@ -221,7 +220,7 @@ mod tests {
         );
         assert_eq!(fp32.state(), 16 * ALL);
         let bf16 = of(Setup { bf16: true, ..ONE });
-        assert_eq!(bf16.state(), 18 * ALL + 2 * BLOCK);
+        assert_eq!(bf16.state(), 18 * ALL);
         assert_eq!((bf16.weights, bf16.masters), (2 * ALL, 4 * ALL));
     }
 
@@ -236,7 +235,7 @@ mod tests {
         let gradients = four(Shard::Gradients, true);
         assert!(near(gradients.gradients, all));
         assert_eq!(gradients.weights, 2 * ALL);
-        assert_eq!(gradients.passing, 4 * (TOKENS + 2 * BLOCK) + 2 * BLOCK);
+        assert_eq!(gradients.passing, 4 * (TOKENS + 2 * BLOCK));
         let parameters = four(Shard::Parameters, false);
         assert_eq!(parameters.weights, 0);
         assert!(near(parameters.masters + parameters.gradients + parameters.moments, 4.0 * all));

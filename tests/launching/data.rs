@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output, Stdio};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 /// `phalanx data` with these arguments, split at spaces, in the scratch folder.
 fn data(scratch: &Scratch, arguments: &str) -> Command {
@@ -41,12 +41,15 @@ fn a_preparation_killed_ten_times_ends_with_the_bytes_of_an_undisturbed_one() {
         |i: usize| format!("{{\"text\": \"Document {i} says that the river ran under old stones.\"}}\n");
     scratch.write("a.jsonl", (0..120_000).map(line).collect::<String>());
     let arguments = "prepare a.jsonl --tokenizer gpt2 --shard-tokens 40000 --out";
+    let began = Instant::now();
     told(&data(&scratch, &format!("{arguments} whole")).output().unwrap());
+    let whole_ms = began.elapsed().as_millis() as u64;
 
     let mut killed = 0;
     for attempt in 0..200u64 {
         let mut child = data(&scratch, &format!("{arguments} out")).spawn().unwrap();
-        let wait = if killed < 10 { 150 + attempt * 7919 % 200 } else { 60_000 };
+        // After a tenth to nine tenths of what it takes: here it is fast, there it is slow.
+        let wait = if killed < 10 { whole_ms * (10 + attempt * 37 % 80) / 100 } else { 60_000 };
         for _ in 0..wait {
             if child.try_wait().unwrap().is_some() {
                 break;

@@ -2,6 +2,7 @@
 """Times a plain PyTorch training step of a GPT: what Phalanx's speed is measured against.
 
     step.py --shape 124m --micro-batch 16 --device cuda --dtype bf16 --compile [--out FILE]
+    step.py --shape 124m --dtype bf16 --threads 1 --ranks 2             # on CPUs, DDP over gloo
 
 A decoder as in GPT-2 and 3 (learned positions, pre-LN, tanh-GELU, tied head) as one would write it:
 fused attention, autocast, clipping, torch's fused AdamW, random tokens. Prints one line, and writes
@@ -11,18 +12,22 @@ the JSON that `scripts/gpu-check` reads. Needs torch alone; on a CPU, threads ar
 import argparse
 import json
 import math
+import os
 import pathlib
+import resource
 import statistics
 import sys
 import time
 
 import torch
+import torch.distributed
 import torch.nn as nn
 import torch.nn.functional as F
 
 # n_layer, n_head, n_embd, seq_len, vocab_size
 SHAPES = {
     "tiny": (2, 2, 64, 64, 257),
+    "small": (6, 6, 384, 256, 257),
     "124m": (12, 12, 768, 1024, 50257),
     "1.3b": (24, 16, 2048, 2048, 50257),
 }
@@ -78,6 +83,8 @@ def step_seconds(args):
     ]
     optimizer = torch.optim.AdamW(groups, lr=3e-4, betas=(0.9, 0.95), eps=1e-8, fused=True)
     forward = torch.compile(model) if args.compile else model
+    if args.ranks > 1:
+        forward = nn.parallel.DistributedDataParallel(forward)
     synchronize = torch.cuda.synchronize if args.device == "cuda" else lambda: None
 
     def step():
@@ -102,6 +109,15 @@ def step_seconds(args):
     return seconds, args.micro_batch * seq_len, seq_len
 
 
+def rank(number, args):
+    """One of several: a process on a core of its own, rank 0 of which tells."""
+    os.sched_setaffinity(0, [sorted(os.sched_getaffinity(0))[number]])
+    os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=str(args.port))
+    torch.distributed.init_process_group("gloo", rank=number, world_size=args.ranks)
+    tell(args, quiet=number > 0)
+    torch.distributed.destroy_process_group()
+
+
 def main():
     parser = argparse.ArgumentParser(description="Time a plain PyTorch training step of a GPT")
     parser.add_argument("--shape", choices=SHAPES, default="124m")
@@ -113,12 +129,24 @@ def main():
     parser.add_argument("--steps", type=int, default=10, help="timed steps")
     parser.add_argument("--warmup", type=int, default=3, help="steps before them")
     parser.add_argument("--out", type=pathlib.Path, help="file for the result")
+    parser.add_argument("--ranks", type=int, default=1, help="processes under DDP, each with a core of its own")
+    parser.add_argument("--port", type=int, default=29533, help="where they meet")
     args = parser.parse_args()
+    if args.ranks > 1:
+        torch.multiprocessing.spawn(rank, (args,), nprocs=args.ranks)
+    else:
+        tell(args)
+
+
+def tell(args, quiet=False):
     if args.threads:
         torch.set_num_threads(args.threads)
 
     seconds, tokens, seq_len = step_seconds(args)
     median = statistics.median(seconds)
+    if quiet:
+        return
+    tokens *= args.ranks
     speed = {
         "system": "pytorch",
         "shape": args.shape,
@@ -127,6 +155,7 @@ def main():
         "dtype": args.dtype,
         "step_ms": 1e3 * median,
         "tokens_per_second": tokens / median,
+        "peak_bytes": 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss,
         "note": "torch.compile" if args.compile else "eager",
     }
     print(f"{args.shape} {args.dtype} {speed['note']}: {speed['step_ms']:.1f} ms a step,"
