@@ -284,7 +284,7 @@ impl<'a> Engine<'a> {
         let wte_grad = self.token_grad()?;
         let (wte, mlm) = self.parameters.get_both(TOKENS, segment)?;
         let MaskedLoss { mut loss, output, output_grad } =
-            self.model.masked_loss(wte, mlm, &hidden, &batch.targets.reshape([-1]), &wte_grad, scale);
+            self.model.masked_loss([wte, mlm], &hidden, &batch.targets.reshape([-1]), &wte_grad, scale);
         self.parameters.release(TOKENS)?;
         let task_grad = x.zeros_like();
         if let Some(task) = &batch.task {

@@ -51,11 +51,10 @@ impl Gpt {
     }
 
     /// The loss of transformed hidden states `[n, C]` against their targets `[n]`, of which there may be none.
-    /// The token embedding's gradient is added to `wte_grad`.
+    /// The token embedding's gradient is added to `wte_grad`. Of the weights the tokens' come first, then the head's.
     pub(crate) fn masked_loss(
         &self,
-        wte: &Weights,
-        mlm: &Weights,
+        [wte, mlm]: [&Weights; 2],
         hidden: &Tensor,
         targets: &Tensor,
         wte_grad: &Tensor,
