@@ -45,8 +45,10 @@ chaos: build # Let faults happen to a run on three nodes, from PHALANX_CHAOS_SEE
 fuzz: # Try every reader with hostile files, ten minutes each (needs nightly Rust and cargo-fuzz)
 	@scripts/fuzz
 
-bench: build # Measure parts of a step beside a reference: a table, and target/bench/*.json
+bench: build # Measure steps beside PyTorch's and their parts beside a reference: tables, and target/bench/*.json
 	@scripts/bench
+	@scripts/setup --reference
+	@scripts/bench-train
 
 docs: build # Write manual pages, shell completions and the documentation of the code into target/docs
 	@scripts/manual target/docs
