@@ -10,13 +10,13 @@
 #include <ATen/native/CPUBlas.h>
 #include <torch/csrc/autograd/custom_function.h>
 
-#include <atomic>
 #include <memory>
 #include <vector>
 
 #include "attention.h"
 #include "attention_tiles.h"
 #include "guarded.h"
+#include "threads.h"
 
 extern "C" {
 
@@ -142,17 +142,6 @@ bool has_amx() {
 #endif
 }
 
-// Runs tasks 0 .. n on all threads, each as soon as a thread is free.
-template <typename Body>
-void on_all_threads(int64_t n, Body body) {
-  std::atomic<int64_t> next{0};
-  const int64_t threads = std::min<int64_t>(at::get_num_threads(), n);
-  at::parallel_for(0, threads, 1, [&](int64_t begin, int64_t end) {
-    for (int64_t thread = begin; thread < end; ++thread)
-      for (int64_t task = next++; task < n; task = next++) body(task);
-  });
-}
-
 // [B, H, T, D] whose rows of D are contiguous, for kernels that take rows apart.
 Tensor with_rows(const Tensor &x) { return x.stride(3) == 1 ? x : x.contiguous(); }
 
@@ -210,7 +199,7 @@ std::pair<Tensor, Tensor> forward(const Inputs &inputs, const Plan &plan) {
   const Tensor lse = at::empty({q.size(0), heads, q.size(2)}, q.options().dtype(at::kFloat));
   for (const OwnedPiece &piece : plan.pieces) {
     const int64_t chunks = piece.n_chunks();
-    on_all_threads(q.size(0) * heads * chunks, [&](int64_t n) {
+    phx::on_all_threads(q.size(0) * heads * chunks, [&](int64_t n) {
       static thread_local Scratch scratch;
       const int64_t b = n / chunks / heads, h = n / chunks % heads;
       phx::Task task = task_of(inputs, piece, b, h, n % chunks);
@@ -232,7 +221,7 @@ void gather_key_gradients(const OwnedPiece &piece, bool begins, const Tensor &pa
   const int64_t heads = grad_k.size(1), d = grad_k.size(3), width = phx::padded(d);
   const int64_t chunks = piece.n_chunks(), tiles = (piece.n_keys() + phx::kTile - 1) / phx::kTile;
   const bool bf16 = grad_k.scalar_type() == at::kBFloat16;
-  on_all_threads(grad_k.size(0) * heads * tiles, [&](int64_t n) {
+  phx::on_all_threads(grad_k.size(0) * heads * tiles, [&](int64_t n) {
     const int64_t b = n / tiles / heads, h = n / tiles % heads, tile = n % tiles * phx::kTile;
     std::vector<float> sum(width);
     for (int of_values = 0; of_values < 2; ++of_values) {
@@ -272,7 +261,7 @@ std::array<Tensor, 3> backward(const Inputs &inputs, const Plan &plan, const Ten
     const bool begins = &piece == &plan.pieces.front();
     const Tensor partial =
         at::empty({q.size(0), heads, 2, piece.span_rows, width}, q.options().dtype(at::kFloat));
-    on_all_threads(q.size(0) * heads * chunks, [&](int64_t n) {
+    phx::on_all_threads(q.size(0) * heads * chunks, [&](int64_t n) {
       static thread_local Scratch scratch;
       const int64_t b = n / chunks / heads, h = n / chunks % heads, chunk = n % chunks;
       phx::Task task = task_of(inputs, piece, b, h, chunk);

@@ -11,13 +11,13 @@
 #include <unistd.h>
 #endif
 
-#include <atomic>
 #include <cstdlib>
 #include <memory>
 #include <optional>
 
 #include "guarded.h"
 #include "product.h"
+#include "threads.h"
 
 namespace {
 
@@ -53,17 +53,6 @@ uint16_t *scratch(int64_t numel) {
   return static_cast<uint16_t *>(memory.get());
 }
 
-// Runs tasks 0 .. n on all threads, each as soon as a thread is free.
-template <typename Body>
-void on_all_threads(int64_t n, Body body) {
-  std::atomic<int64_t> next{0};
-  const int64_t threads = std::min<int64_t>(at::get_num_threads(), n);
-  at::parallel_for(0, threads, 1, [&](int64_t begin, int64_t end) {
-    for (int64_t thread = begin; thread < end; ++thread)
-      for (int64_t task = next++; task < n; task = next++) body(task);
-  });
-}
-
 int64_t panels(int64_t n) { return (n + phx::kPanel - 1) / phx::kPanel; }
 
 // Divides a product by columns where its left lines are read as they lie, each task a block of packed right
@@ -75,7 +64,7 @@ void multiply(const phx::Product &product, int64_t rows_of_task = 512) {
   int64_t tasks = (all + of_task - 1) / of_task;
   tasks = std::min(panels(all), (tasks + threads - 1) / threads * threads);
   const auto edge = [&](int64_t task) { return std::min(all, panels(all) * task / tasks * phx::kPanel); };
-  on_all_threads(tasks, [&](int64_t task) {
+  phx::on_all_threads(tasks, [&](int64_t task) {
     const int64_t begin = edge(task), end = edge(task + 1);
     const phx::Part part = by_cols ? phx::Part{0, product.rows, begin, end}
                                    : phx::Part{begin, end, 0, product.cols};
@@ -85,7 +74,7 @@ void multiply(const phx::Product &product, int64_t rows_of_task = 512) {
 
 void add_column_sums(const Tensor &x, float *sums) {
   const int64_t rows = x.size(0), cols = x.size(1), strips = (cols + 127) / 128;
-  on_all_threads(strips, [&](int64_t strip) {
+  phx::on_all_threads(strips, [&](int64_t strip) {
     const int64_t at = strip * 128;
     phx::add_column_sums(halves(x) + at, cols, rows, std::min<int64_t>(128, cols - at), sums + at);
   });
@@ -176,7 +165,7 @@ int phx_head_loss(const at::Tensor *hidden, const at::Tensor *head, const at::Te
               padded, c});
     const Tensor losses = at::empty({n}, targets->options().dtype(at::kDouble));
     double *const loss = losses.data_ptr<double>();
-    on_all_threads(n, [&](int64_t i) {
+    phx::on_all_threads(n, [&](int64_t i) {
       loss[i] = phx::cross_entropy_row(rows + i * padded, vocab, padded, target[i], static_cast<float>(scale));
     });
     for (int64_t i = 0; i < n; ++i) *nats += loss[i];
