@@ -101,8 +101,8 @@ Factor moved(const Factor &factor, int64_t line, int64_t deep) {
   return {factor.data + at, factor.stride, factor.along};
 }
 
-// A panel of left lines: for each 32 numbers two tiles of 16 lines.
-void pack_left(const Factor &factor, int64_t lines, int64_t deep, uint16_t *to) {
+// A panel of lines: for each 32 numbers two tiles, of 16 lines each, or `as_pairs` of 16 pairs for these lines.
+void pack(const Factor &factor, int64_t lines, int64_t deep, bool as_pairs, uint16_t *to) {
   for (int64_t d = 0; d < deep; d += kTileDeep, to += 2 * kTileNumel) {
     const uint16_t *from = moved(factor, 0, d).data;
     Lines low, high;
@@ -111,26 +111,10 @@ void pack_left(const Factor &factor, int64_t lines, int64_t deep, uint16_t *to) 
       take_along(from + 16 * factor.stride, factor.stride, lines - 16, deep - d, high);
     } else {
       take_across(from, factor.stride, lines, deep - d, low, high);
-      turn(low);
-      turn(high);
     }
-    put(low, to);
-    put(high, to + kTileNumel);
-  }
-}
-
-// A panel of right lines, the same as pairs.
-void pack_right(const Factor &factor, int64_t lines, int64_t deep, uint16_t *to) {
-  for (int64_t d = 0; d < deep; d += kTileDeep, to += 2 * kTileNumel) {
-    const uint16_t *from = moved(factor, 0, d).data;
-    Lines low, high;
-    if (factor.along) {
-      take_along(from, factor.stride, lines, deep - d, low);
-      take_along(from + 16 * factor.stride, factor.stride, lines - 16, deep - d, high);
+    if (factor.along == as_pairs) {
       turn(low);
       turn(high);
-    } else {
-      take_across(from, factor.stride, lines, deep - d, low, high);
     }
     put(low, to);
     put(high, to + kTileNumel);
@@ -227,8 +211,8 @@ void product(const Product &product, const Part &part, uint16_t *scratch) {
     for (int64_t first = part.col_begin; first < part.col_end; first += across) {
       const int64_t end = least(first + across, part.col_end);
       for (int64_t j = first; j < end; j += kPanel)
-        pack_right(moved(product.right, j, d), least(kPanel, end - j), deep,
-                   right + (j - first) * tiles * kTileDeep);
+        pack(moved(product.right, j, d), least(kPanel, end - j), deep, /*as_pairs=*/true,
+             right + (j - first) * tiles * kTileDeep);
       for (int64_t i = part.row_begin; i < part.row_end; i += kPanel) {
         const int64_t rows = least(kPanel, part.row_end - i);
         const Factor lines = moved(product.left, i, d);
@@ -236,7 +220,7 @@ void product(const Product &product, const Part &part, uint16_t *scratch) {
         if (as_it_lies && rows == kPanel) {
           from = {lines.data, lines.data + 16 * lines.stride, 2 * lines.stride, kTileDeep};
         } else {
-          pack_left(lines, rows, deep, left);
+          pack(lines, rows, deep, /*as_pairs=*/false, left);
         }
         for (int64_t j = first; j < end; j += kPanel) {
           multiply(from, right + (j - first) * tiles * kTileDeep, tiles, block);
