@@ -72,7 +72,8 @@ fn a_step_that_takes_long_is_no_hang_and_a_slow_rank_is_named() {
     let long = "--set guard.hang_timeout_s=1 --allow-faults --inject slow@ms=3000,rank=1 \
                 --set schedule.max_steps=3";
     bench.train("long", 2, long).run().expect_code(0);
-    let slow = "--allow-faults --inject slow@ms=300,rank=1";
+    // Longer than the half second between heartbeats, so that each of the 12 steps is seen in one.
+    let slow = "--allow-faults --inject slow@ms=600,rank=1";
     let done = bench.train("slow", 2, slow).run().expect_code(0);
     done.expect_stderr(&["warning: rank 1 on ", " is slow: its own part of step "]);
 }
