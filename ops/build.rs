@@ -57,6 +57,7 @@ fn attention_tiles() {
         build.file("csrc/attention_tiles.cpp").file("csrc/attention_half.cpp");
         // A product and the sum it goes into are rounded once, in every register block alike.
         build.flag("-ffp-contract=fast");
+        allow_undefined_vectors(&mut build);
         flags.iter().for_each(|flag| {
             build.flag(flag);
         });
@@ -64,21 +65,25 @@ fn attention_tiles() {
     }
 }
 
-/// The products of the CPU's matrix unit, where the compiler knows it; without it there are none, and the
+/// The products and the attention of the CPU's matrix unit, where the compiler knows it; without it there are none, and the
 /// program says so to itself.
 fn products() {
     let flags =
         ["-mamx-tile", "-mamx-bf16", "-mavx512f", "-mavx512bw", "-mavx512vl", "-mavx512bf16", "-mfma"];
     let mut build = cc::Build::new();
-    build.cpp(true).std("c++17").opt_level(3).file("csrc/product_amx.cpp");
+    build.cpp(true).std("c++17").opt_level(3).file("csrc/product_amx.cpp").file("csrc/attention_amx.cpp");
     let x86 = std::env::var("CARGO_CFG_TARGET_ARCH").is_ok_and(|arch| arch == "x86_64");
     if x86 && flags.iter().all(|flag| build.is_flag_supported(flag).unwrap_or(false)) {
         build.define("PHX_AVX512", None);
-        // What the intrinsics leave undefined on purpose is no mistake here.
-        build.flag_if_supported("-Wno-maybe-uninitialized").flag_if_supported("-Wno-uninitialized");
+        allow_undefined_vectors(&mut build);
         flags.iter().for_each(|flag| {
             build.flag(flag);
         });
     }
     build.compile("phalanx_products");
+}
+
+/// What the intrinsics leave undefined on purpose is no mistake here.
+fn allow_undefined_vectors(build: &mut cc::Build) {
+    build.flag_if_supported("-Wno-maybe-uninitialized").flag_if_supported("-Wno-uninitialized");
 }

@@ -17,12 +17,13 @@ namespace {
 constexpr size_t kLarge = 256 << 10;         // bytes; less is the system allocator's
 constexpr size_t kHugePage = 2 << 20;
 constexpr size_t kRegion = 32 << 20;         // of memory taken from the system at once
+constexpr size_t kMostKept = 256 << 20;      // a free region that is larger goes back: more than a chunk of logits
 constexpr size_t kGrain = 4 << 10;           // what is handed out is a multiple of it
 
 size_t rounded_up(size_t n, size_t to) { return (n + to - 1) / to * to; }
 
-// Regions of memory, best fit, neighbours joined when they are freed. A region that is free as a whole goes
-// back to the system where it was made for one tensor alone: what is that large is seldom wanted again.
+// Regions of memory, best fit, neighbours joined when they are freed. A very large region that is free as a
+// whole goes back to the system: what is that large is seldom wanted again.
 class Regions final : public c10::Allocator {
  public:
   c10::DataPtr allocate(size_t bytes) override {
@@ -80,7 +81,7 @@ class Regions final : public c10::Allocator {
       }
     }
     const auto region = regions.regions_.find(at);
-    if (size > kRegion && region != regions.regions_.end() && region->second == size) {
+    if (size > kMostKept && region != regions.regions_.end() && region->second == size) {
       regions.regions_.erase(region);
       munmap(at, size);
     } else {

@@ -16,6 +16,7 @@
 #include "attention.h"
 #include "attention_tiles.h"
 #include "guarded.h"
+#include "product.h"
 #include "threads.h"
 
 extern "C" {
@@ -142,6 +143,16 @@ bool has_amx() {
 #endif
 }
 
+struct HalfRun {
+  phx::Run forward, backward;
+};
+
+// What multiplies a task's bf16 tiles.
+HalfRun half_run(const phx::Task &task) {
+  if (phx::has_products() && phx::amx_attends(task.d)) return {phx::amx_forward, phx::amx_backward};
+  return {kernels().half_forward, kernels().half_backward};
+}
+
 // [B, H, T, D] whose rows of D are contiguous, for kernels that take rows apart.
 Tensor with_rows(const Tensor &x) { return x.stride(3) == 1 ? x : x.contiguous(); }
 
@@ -208,7 +219,7 @@ std::pair<Tensor, Tensor> forward(const Inputs &inputs, const Plan &plan) {
       task.out = rows_of(out, b, h);
       task.lse = lse.mutable_data_ptr<float>() + (b * heads + h) * q.size(2);
       task.half = half_products();
-      const phx::Run run = plan.half ? kernels().half_forward : kernels().forward;
+      const phx::Run run = plan.half ? half_run(task).forward : kernels().forward;
       run(task, scratch.of(phx::scratch_numel(task, false)));
     });
   }
@@ -274,7 +285,7 @@ std::array<Tensor, 3> backward(const Inputs &inputs, const Plan &plan, const Ten
                     ((b * heads + h) * 2 * piece.span_rows + piece.span_of(b, chunk).offset) * width;
       task.grad_v = task.grad_k + piece.span_rows * width;
       task.half = half_products();
-      const phx::Run run = plan.half ? kernels().half_backward : kernels().backward;
+      const phx::Run run = plan.half ? half_run(task).backward : kernels().backward;
       run(task, scratch.of(phx::scratch_numel(task, true)));
     });
     gather_key_gradients(piece, begins, partial, grad_k, grad_v);

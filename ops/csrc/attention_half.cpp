@@ -2,23 +2,10 @@
 // steps as attention_tiles.cpp, with whole tiles to a product. Sums, scores and the softmax are fp32;
 // probabilities and the gradients of scores are rounded to bf16 before they are multiplied.
 
-#include "attention_strips.h"
+#include "attention_halves.h"
 
 namespace phx {
 namespace {
-
-typedef uint16_t Half;
-
-// Takes numbers from scratch, one array after the other, each aligned to 64 bytes.
-struct Arena {
-  float *next;
-  float *floats(int64_t n) {
-    float *taken = next;
-    next += (n + 15) / 16 * 16;
-    return taken;
-  }
-  Half *halves(int64_t n) { return reinterpret_cast<Half *>(floats((n + 1) / 2)); }
-};
 
 // Calls `body(first column, columns)` for the panels that a factor of `width` columns is packed in.
 template <typename Body>
@@ -44,29 +31,6 @@ void turn(int64_t rows, int64_t columns, const Half *from, Half *to) {
     for (int64_t j = 0; j < columns; ++j) to[j * rows + i] = from[i * columns + j];
 }
 
-void copy_row(const Rows &rows, int64_t position, int64_t d, int64_t width, Half *to) {
-  std::memcpy(to, static_cast<const Half *>(rows.data) + position * rows.stride, d * sizeof(Half));
-  std::memset(to + d, 0, (width - d) * sizeof(Half));
-}
-
-// The rows of a tile of keys, [kTile, width]; zeros past the piece's last.
-void copy_keys(const Task &task, const Rows &rows, int64_t tile, int64_t width, Half *to) {
-  for (int64_t i = 0; i < kTile; ++i) {
-    if (tile + i < task.piece.n_keys) {
-      copy_row(rows, task.piece.keys[tile + i], task.d, width, to + i * width);
-    } else {
-      std::memset(to + i * width, 0, width * sizeof(Half));
-    }
-  }
-}
-
-// The rows of a block of queries, [kTile, width]; zeros past its last.
-void copy_queries(const Task &task, const Rows &rows, int64_t query, int64_t n, int64_t width, Half *to) {
-  for (int64_t i = 0; i < n; ++i)
-    copy_row(rows, task.piece.queries[query + i], task.d, width, to + i * width);
-  std::memset(to + n * width, 0, (kTile - n) * width * sizeof(Half));
-}
-
 // Packs a task's tiles of keys or values: as rows, turned over, or both.
 void pack_span(const Task &task, const Rows &rows, int64_t width, Half *as_rows, Half *turned, Arena arena) {
   Half *tile = arena.halves(kTile * width), *over = arena.halves(kTile * width);
@@ -81,62 +45,25 @@ void pack_span(const Task &task, const Rows &rows, int64_t width, Half *as_rows,
   }
 }
 
-// A strip of a tile: what it sees times `scale`, the rest 0.
-PHX_INLINE void scaled(int64_t low, int64_t high, float scale, float *scores) {
-  for (int64_t i = 0; i < kSub; ++i) {
-    float *row = scores + i * kTile;
-    for (int64_t j = low; j < high; j += kLanes) store(row + j, load(row + j) * splat(scale));
-  }
-}
-
-PHX_INLINE void clear_outside(int64_t low, int64_t high, float *scores) {
-  for (int64_t i = 0; i < kSub; ++i) {
-    float *row = scores + i * kTile;
-    for (int64_t j = 0; j < low; ++j) row[j] = 0;
-    for (int64_t j = high; j < kTile; ++j) row[j] = 0;
-  }
-}
-
 // [kTile, kTile] rounded to bf16; and turned over, where it is wanted.
 PHX_INLINE void rounded(const float *from, Half *to, Half *turned) {
   for (int64_t i = 0; i < kTile * kTile; ++i) to[i] = narrowed(from[i]);
   if (turned) turn(kTile, kTile, to, turned);
 }
 
-struct Block {
-  int64_t query, n, begin, end;  // its queries, and the tiles of keys that they see
-
-  Block(const Piece &piece, int64_t block)
-      : query(piece.blocks[block]), n(piece.blocks[block + 1] - piece.blocks[block]) {
-    key_tiles(piece, query, n, begin, end);
-  }
-};
-
 void forward_block(const Task &task, const Block &block, int64_t width, const Half *keys,
                    const Half *values, Arena arena) {
-  const Piece &piece = task.piece;
   Half *q = arena.halves(kTile * width), *p = arena.halves(kTile * kTile);
   float *out = arena.floats(kTile * width), *scores = arena.floats(kTile * kTile);
   float *most = arena.floats(kTile), *sum = arena.floats(kTile);
   copy_queries(task, task.q, block.query, block.n, width, q);
   start_block(task, block.query, block.n, width, out, most, sum);
   for (int64_t tile = block.begin; tile < block.end; tile += kTile) {
-    const Strips strips(piece, block.query, block.n, tile);
+    const Strips strips(task.piece, block.query, block.n, tile);
     if (strips.none()) continue;
     const int64_t at = (tile - task.key_begin) * width;
     task.half->product(kTile, kTile, width, q, width, keys + at, scores, kTile, false);
-    for (int64_t s = 0; s < kTile / kSub; ++s) {
-      const int64_t first = s * kSub, low = strips.begin[s], high = strips.end[s];
-      float *strip = scores + first * kTile;
-      if (strips.none(s)) {
-        clear_outside(kTile, kTile, strip);
-        continue;
-      }
-      scaled(low, high, task.scale, strip);
-      mask(piece, block.query + first, block.n - first, tile, low, high, -INFINITY, strip);
-      soften(low, high, width, strip, most + first, sum + first, out + first * width);
-      clear_outside(low, high, strip);
-    }
+    soften_tile(task, block, tile, strips, width, scores, most, sum, out);
     rounded(scores, p, nullptr);
     add_product(*task.half, width, p, values + at, out);
   }
@@ -169,16 +96,7 @@ void backward_block(const Task &task, const Block &block, const Backward &span, 
     const int64_t at = (tile - task.key_begin) * width;
     half.product(kTile, kTile, width, q, width, span.turned_keys + at, scores, kTile, false);
     half.product(kTile, kTile, width, grad_out, width, span.turned_values + at, grads, kTile, false);
-    for (int64_t s = 0; s < kTile / kSub; ++s) {
-      const int64_t first = s * kSub, none = strips.none(s);
-      const int64_t low = none ? kTile : strips.begin[s], high = none ? kTile : strips.end[s];
-      float *strip = scores + first * kTile, *grad = grads + first * kTile;
-      scaled(low, high, task.scale, strip);
-      mask(task.piece, block.query + first, block.n - first, tile, low, high, -INFINITY, strip);
-      harden(low, high, lse + first, delta + first, strip, grad);
-      clear_outside(low, high, strip);
-      clear_outside(low, high, grad);
-    }
+    harden_tile(task, block, tile, strips, lse, delta, scores, grads);
     rounded(scores, p, turned_p);
     rounded(grads, ds, turned_ds);
     add_product(half, width, ds, span.keys + at, grad_q);

@@ -9,6 +9,10 @@
 
 #include "attention_tiles.h"
 
+#if defined(PHX_AVX512)
+#include <immintrin.h>
+#endif
+
 namespace phx {
 namespace {
 
@@ -52,16 +56,30 @@ PHX_INLINE Vec exponential(Vec x) {
   return x < low ? Vec{} : p;
 }
 
+// NaN where one of them is.
 PHX_INLINE float largest(Vec v) {
   float most = v[0];
   for (int i = 1; i < kLanes; ++i) most = v[i] > most || v[i] != v[i] ? v[i] : most;
   return most;
 }
 
+// The same where none is.
+PHX_INLINE float greatest(Vec v) {
+#if defined(PHX_AVX512)
+  return _mm512_reduce_max_ps((__m512)v);
+#else
+  return largest(v);
+#endif
+}
+
 PHX_INLINE float total(Vec v) {
+#if defined(PHX_AVX512)
+  return _mm512_reduce_add_ps((__m512)v);
+#else
   float sum = 0;
   for (int i = 0; i < kLanes; ++i) sum += v[i];
   return sum;
+#endif
 }
 
 inline float widened(uint16_t half) {
@@ -174,7 +192,8 @@ PHX_INLINE void soften(int64_t begin, int64_t end, int64_t width, float *scores,
       const Vec x = load(row + j);
       high = x > high ? x : high;
     }
-    const float above = largest(high);
+    float above = greatest(high);
+    if (above == -INFINITY) above = largest(high);  // nothing seen, or nothing that is a number
     const float before = most[i];
     const float now = above > before || above != above ? above : before;
     if (now == -INFINITY) {  // nothing seen yet

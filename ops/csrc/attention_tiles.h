@@ -84,4 +84,9 @@ extern const Kernels attention_plain, attention_avx2, attention_avx512;
 void PHX_SET(half_forward)(const Task &task, float *scratch);
 void PHX_SET(half_backward)(const Task &task, float *scratch);
 
+// The same by the matrix unit, for heads of so many numbers; product.h says whether this CPU has it.
+bool amx_attends(int64_t d);
+void amx_forward(const Task &task, float *scratch);
+void amx_backward(const Task &task, float *scratch);
+
 }  // namespace phx

@@ -11,6 +11,7 @@
 #include <unistd.h>
 #endif
 
+#include <array>
 #include <cstdlib>
 #include <memory>
 #include <optional>
@@ -34,41 +35,65 @@ bool may_use_tiles() {
 #endif
 }
 
-bool has_products() {
-  static const bool has = phx::amx_was_built() && may_use_tiles();
-  return has;
-}
-
 uint16_t *halves(const Tensor &x) { return static_cast<uint16_t *>(x.data_ptr()); }
 
-uint16_t *scratch(int64_t numel) {
-  static thread_local std::unique_ptr<void, decltype(&std::free)> memory{nullptr, &std::free};
-  static thread_local int64_t size = 0;
-  if (numel > size) {
-    const size_t bytes = (static_cast<size_t>(numel) * 2 + 63) / 64 * 64;
-    memory.reset(std::aligned_alloc(64, bytes));
-    TORCH_CHECK(memory, "no memory for ", bytes, " bytes of a product's panels");
-    size = numel;
+// Memory for packed lines that the thread keeps, aligned to 64 bytes.
+struct Panels {
+  std::unique_ptr<void, decltype(&std::free)> memory{nullptr, &std::free};
+  int64_t size = 0;
+
+  uint16_t *of(int64_t numel) {
+    if (numel > size) {
+      const size_t bytes = (static_cast<size_t>(numel) * 2 + 63) / 64 * 64;
+      memory.reset(std::aligned_alloc(64, bytes));
+      TORCH_CHECK(memory, "no memory for ", bytes, " bytes of a product's panels");
+      size = numel;
+    }
+    return static_cast<uint16_t *>(memory.get());
   }
-  return static_cast<uint16_t *>(memory.get());
+};
+
+uint16_t *scratch(int64_t numel) {
+  static thread_local Panels panels;
+  return panels.of(numel);
 }
 
 int64_t panels(int64_t n) { return (n + phx::kPanel - 1) / phx::kPanel; }
 
-// Divides a product by columns where its left lines are read as they lie, each task a block of packed right
-// lines; else by rows, so that each left line is packed once.
-void multiply(const phx::Product &product, int64_t rows_of_task = 512) {
-  const bool by_cols = product.left.along && product.deep <= 4 * product.cols;
-  const int64_t all = by_cols ? product.cols : product.rows, threads = at::get_num_threads();
-  const int64_t of_task = by_cols ? phx::product_block(product) : rows_of_task;
-  int64_t tasks = (all + of_task - 1) / of_task;
-  tasks = std::min(panels(all), (tasks + threads - 1) / threads * threads);
+constexpr int64_t kMostPacked = 16 << 20;  // numbers; more right lines are packed by each task for itself
+constexpr int64_t kTasksOfThread = 4;      // cores that are shared with others are seldom equally fast
+constexpr int64_t kLeastCols = 128, kRows = 256;
+
+// Calls body(begin, end) for `all` lines in tasks of about `of_task`, cut between panels.
+template <typename Body>
+void by_panels(int64_t all, int64_t of_task, Body body) {
+  const int64_t tasks = std::min(panels(all), (all + of_task - 1) / of_task);
   const auto edge = [&](int64_t task) { return std::min(all, panels(all) * task / tasks * phx::kPanel); };
-  phx::on_all_threads(tasks, [&](int64_t task) {
-    const int64_t begin = edge(task), end = edge(task + 1);
-    const phx::Part part = by_cols ? phx::Part{0, product.rows, begin, end}
-                                   : phx::Part{begin, end, 0, product.cols};
-    phx::product(product, part, scratch(phx::product_scratch(product)));
+  phx::on_all_threads(tasks, [&](int64_t task) { body(edge(task), edge(task + 1)); });
+}
+
+// Divides a product by columns where its left lines are read as they lie, each task packing its own right
+// lines; else by rows, after the right lines have been packed for all of them if they are not too many.
+void multiply(const phx::Product &product) {
+  const int64_t rows = product.rows, cols = product.cols, threads = at::get_num_threads();
+  if (product.left.along && product.deep <= 4 * cols) {
+    const int64_t even = cols / (threads * kTasksOfThread), block = phx::product_block(product);
+    by_panels(cols, std::min(block, std::max(kLeastCols, even)), [&](int64_t begin, int64_t end) {
+      phx::product(product, {0, rows, begin, end}, nullptr, scratch(phx::product_scratch(product, false)));
+    });
+    return;
+  }
+  if (phx::packed_numel(product) > kMostPacked) {
+    by_panels(rows, (rows + threads - 1) / threads, [&](int64_t begin, int64_t end) {
+      phx::product(product, {begin, end, 0, cols}, nullptr, scratch(phx::product_scratch(product, false)));
+    });
+    return;
+  }
+  static thread_local Panels packed;
+  uint16_t *const right = packed.of(phx::packed_numel(product));
+  phx::on_all_threads(panels(cols), [&](int64_t panel) { phx::pack_panel(product, panel, right); });
+  by_panels(rows, kRows, [&](int64_t begin, int64_t end) {
+    phx::product(product, {begin, end, 0, cols}, right, scratch(phx::product_scratch(product, true)));
   });
 }
 
@@ -87,18 +112,52 @@ bool takes_sums(const Tensor &grad) {
 
 Tensor rows_of(const Tensor &x) { return x.reshape({-1, x.size(-1)}).contiguous(); }
 
-// y[M, N] = x[M, K] w[N, K]^T + b[N]
+// Adds to a parameter's own gradient, which leaves autograd nothing to do, or returns one.
+template <typename Add>
+Tensor parameter_grad(const Tensor &parameter, Add add) {
+  const Tensor &own = parameter.grad();
+  if (takes_sums(own)) {
+    add(own.data_ptr<float>());
+    return Tensor();
+  }
+  const Tensor sums = at::zeros(parameter.sizes(), parameter.options().dtype(at::kFloat));
+  add(sums.data_ptr<float>());
+  return sums.to(parameter.scalar_type());
+}
+
+// y[M, N] = x[M, K] w[N, K]^T + b[N], along a curve if there is one.
+void forward(const Tensor &x, const Tensor &w, const Tensor &b, const Tensor &y, const phx::Curve *curve) {
+  const int64_t m = x.size(0), n = w.size(0), k = w.size(1);
+  const uint16_t *bias = b.defined() ? halves(b) : nullptr;
+  multiply({{halves(x), k, true}, {halves(w), k, true}, {halves(y), nullptr, n, bias, false, curve}, m, n, k});
+}
+
+// dx[M, K] = dy[M, N] w[N, K], along a curve if there is one.
+void input_grad(const Tensor &dy, const Tensor &w, const Tensor &dx, const phx::Curve *curve) {
+  const int64_t m = dy.size(0), n = w.size(0), k = w.size(1);
+  multiply({{halves(dy), n, true}, {halves(w), k, false}, {halves(dx), nullptr, k, nullptr, false, curve}, m, k, n});
+}
+
+// Of dw[N, K] = dy[M, N]^T x[M, K] and db[N] those that are wanted and do not go where they belong.
+std::array<Tensor, 2> parameter_grads(const Tensor &dy, const Tensor &x, const Tensor &w, const Tensor &b,
+                                      bool of_w, bool of_b) {
+  const int64_t m = x.size(0), n = w.size(0), k = w.size(1);
+  std::array<Tensor, 2> grads;
+  if (of_w) grads[0] = parameter_grad(w, [&](float *sums) {
+    multiply({{halves(dy), n, false}, {halves(x), k, false}, {nullptr, sums, k, nullptr, true}, n, k, m});
+  });
+  if (of_b) grads[1] = parameter_grad(b, [&](float *sums) { add_column_sums(dy, sums); });
+  return grads;
+}
+
 struct Linear : torch::autograd::Function<Linear> {
   static Tensor forward(torch::autograd::AutogradContext *context, const Tensor &x, const Tensor &w,
-                        const std::optional<Tensor> &bias_or_none) {
-    const Tensor b = bias_or_none.value_or(Tensor());
-    const Tensor rows = rows_of(x);
-    const int64_t m = rows.size(0), n = w.size(0), k = w.size(1);
+                        const std::optional<Tensor> &bias) {
+    const Tensor b = bias.value_or(Tensor()), rows = rows_of(x);
     auto shape = x.sizes().vec();
-    shape.back() = n;
+    shape.back() = w.size(0);
     const Tensor y = at::empty(shape, x.options());
-    const uint16_t *bias = b.defined() ? halves(b) : nullptr;
-    multiply({{halves(rows), k, true}, {halves(w), k, true}, {halves(y), nullptr, n, bias, false}, m, n, k});
+    ::forward(rows, w, b, y, nullptr);
     context->save_for_backward({rows, w, b});
     context->saved_data["shape"] = x.sizes().vec();
     return y;
@@ -109,45 +168,84 @@ struct Linear : torch::autograd::Function<Linear> {
     const auto saved = context->get_saved_variables();
     const Tensor &x = saved[0], &w = saved[1], &b = saved[2];
     const Tensor dy = rows_of(grads[0]);
-    const int64_t m = x.size(0), n = w.size(0), k = w.size(1);
-    Tensor dx, dw, db;
+    Tensor dx;
     if (context->needs_input_grad(0)) {
       dx = at::empty(context->saved_data["shape"].toIntVector(), x.options());
-      multiply({{halves(dy), n, true}, {halves(w), k, false}, {halves(dx), nullptr, k, nullptr, false}, m, k, n});
+      input_grad(dy, w, dx, nullptr);
     }
-    if (context->needs_input_grad(1)) dw = parameter_grad(w, [&](float *sums) {
-      multiply({{halves(dy), n, false}, {halves(x), k, false}, {nullptr, sums, k, nullptr, true}, n, k, m});
-    });
-    if (b.defined() && context->needs_input_grad(2))
-      db = parameter_grad(b, [&](float *sums) { add_column_sums(dy, sums); });
+    const bool of_b = b.defined() && context->needs_input_grad(2);  // what is not there is not counted
+    const auto [dw, db] = parameter_grads(dy, x, w, b, context->needs_input_grad(1), of_b);
     return {dx, dw, db};
   }
+};
 
-  // Adds to the parameter's own gradient, which leaves autograd nothing to do, or returns one.
-  template <typename Add>
-  static Tensor parameter_grad(const Tensor &parameter, Add add) {
-    const Tensor &own = parameter.grad();
-    if (takes_sums(own)) {
-      add(own.data_ptr<float>());
-      return Tensor();
+// y = GELU(x w1^T + b1) w2^T + b2, with the GELU and its slope taken while sums are written.
+struct Mlp : torch::autograd::Function<Mlp> {
+  static Tensor forward(torch::autograd::AutogradContext *context, const Tensor &x, const Tensor &w1,
+                        const Tensor &b1, const Tensor &w2, const Tensor &b2, int64_t kind) {
+    const Tensor rows = rows_of(x), hidden = at::empty({rows.size(0), w1.size(0)}, x.options());
+    const Tensor after = at::empty_like(hidden);
+    const phx::Curve curve{static_cast<phx::Gelu>(kind), halves(after), nullptr};
+    ::forward(rows, w1, b1, hidden, &curve);
+    auto shape = x.sizes().vec();
+    shape.back() = w2.size(0);
+    const Tensor y = at::empty(shape, x.options());
+    ::forward(after, w2, b2, y, nullptr);
+    context->save_for_backward({rows, w1, b1, hidden, after, w2, b2});
+    context->saved_data["shape"] = x.sizes().vec();
+    context->saved_data["kind"] = kind;
+    return y;
+  }
+
+  static torch::autograd::variable_list backward(torch::autograd::AutogradContext *context,
+                                                 const torch::autograd::variable_list &grads) {
+    const auto saved = context->get_saved_variables();
+    const Tensor &x = saved[0], &w1 = saved[1], &b1 = saved[2], &hidden = saved[3], &after = saved[4],
+                 &w2 = saved[5], &b2 = saved[6];
+    const auto wanted = [&](int64_t i) { return context->needs_input_grad(i); };
+    const Tensor dy = rows_of(grads[0]), dhidden = at::empty_like(hidden);
+    const phx::Curve slope{static_cast<phx::Gelu>(context->saved_data["kind"].toInt()), nullptr, halves(hidden)};
+    input_grad(dy, w2, dhidden, &slope);
+    const auto [dw2, db2] = parameter_grads(dy, after, w2, b2, wanted(3), wanted(4));
+    Tensor dx;
+    if (wanted(0)) {
+      dx = at::empty(context->saved_data["shape"].toIntVector(), x.options());
+      input_grad(dhidden, w1, dx, nullptr);
     }
-    const Tensor sums = at::zeros(parameter.sizes(), parameter.options().dtype(at::kFloat));
-    add(sums.data_ptr<float>());
-    return sums.to(parameter.scalar_type());
+    const auto [dw1, db1] = parameter_grads(dhidden, x, w1, b1, wanted(1), wanted(2));
+    return {dx, dw1, db1, dw2, db2, Tensor()};
   }
 };
 
 }  // namespace
 
+namespace phx {
+
+bool has_products() {
+  static const bool has = amx_was_built() && may_use_tiles();
+  return has;
+}
+
+}  // namespace phx
+
 extern "C" {
 
 // Whether bf16 is multiplied by the functions below.
-int phx_has_products() { return has_products(); }
+int phx_has_products() { return phx::has_products(); }
 
 // x[..., K] w[N, K]^T + b[N], all bf16, the parameters contiguous; b may be null.
 at::Tensor *phx_linear(const at::Tensor *x, const at::Tensor *w, const at::Tensor *b) {
   at::Tensor *result = nullptr;
   guarded([&] { result = new at::Tensor(Linear::apply(*x, *w, b ? std::make_optional(*b) : std::nullopt)); });
+  return result;
+}
+
+// x[..., K] through w1[H, K], b1[H], a GELU (0 by its tanh, 1 as it is defined), w2[N, H] and b2[N], all bf16,
+// the parameters contiguous.
+at::Tensor *phx_mlp(const at::Tensor *x, const at::Tensor *w1, const at::Tensor *b1, const at::Tensor *w2,
+                    const at::Tensor *b2, int kind) {
+  at::Tensor *result = nullptr;
+  guarded([&] { result = new at::Tensor(Mlp::apply(*x, *w1, *b1, *w2, *b2, static_cast<int64_t>(kind))); });
   return result;
 }
 
@@ -170,12 +268,11 @@ int phx_head_loss(const at::Tensor *hidden, const at::Tensor *head, const at::Te
     });
     for (int64_t i = 0; i < n; ++i) *nats += loss[i];
     const Tensor grad = at::empty({n, c}, hidden->options().dtype(at::kFloat));
-    const int64_t threads = at::get_num_threads();
     multiply({{rows, padded, true}, {halves(*head), c, false}, {nullptr, grad.data_ptr<float>(), c, nullptr, false},
-              n, c, padded}, (n + threads - 1) / threads);
+              n, c, padded});
     hidden_grad->copy_(grad);
     multiply({{rows, padded, false}, {halves(*hidden), c, false},
-              {nullptr, head_grad->data_ptr<float>(), c, nullptr, true}, padded, c, n}, 2048);
+              {nullptr, head_grad->data_ptr<float>(), c, nullptr, true}, padded, c, n});
   });
 }
 }

@@ -3,17 +3,17 @@
 // Each element is computed by the same sequence of correctly rounded operations wherever it lies
 // (the build forbids contraction), so that results do not depend on how buffers are cut into shards.
 
-#include <ATen/Parallel.h>
-
 #include <cmath>
 #include <cstdint>
+
+#include "threads.h"
 
 // One clone for each instruction set, chosen when the program is loaded.
 #define PHX_CLONES __attribute__((target_clones("default", "avx2", "avx512f")))
 
 namespace {
 
-constexpr int64_t kGrain = 1 << 15;  // elements per task: large against the cost of starting one
+constexpr int64_t kGrain = 1 << 16;  // elements per task: large against the cost of starting one
 
 PHX_CLONES void adamw_range(float *param, const float *grad, float *exp_avg, float *exp_avg_sq,
                             int64_t n, float grad_scale, float keep, float beta1, float rest1,
@@ -58,7 +58,7 @@ extern "C" {
 void phx_adamw(float *param, const float *grad, float *exp_avg, float *exp_avg_sq, int64_t n,
                float grad_scale, float keep, float beta1, float rest1, float beta2, float rest2,
                float step_size, float root_scale, float eps) {
-  at::parallel_for(0, n, kGrain, [&](int64_t begin, int64_t end) {
+  phx::in_ranges(n, kGrain, [&](int64_t begin, int64_t end) {
     adamw_range(param + begin, grad + begin, exp_avg + begin, exp_avg_sq + begin, end - begin,
                 grad_scale, keep, beta1, rest1, beta2, rest2, step_size, root_scale, eps);
   });
@@ -67,7 +67,7 @@ void phx_adamw(float *param, const float *grad, float *exp_avg, float *exp_avg_s
 // partials[c] = sum of squares of chunk c of `chunk` elements, the last one shorter.
 void phx_sum_squares(const float *x, int64_t n, int64_t chunk, double *partials) {
   const int64_t chunks = (n + chunk - 1) / chunk;
-  at::parallel_for(0, chunks, kGrain / chunk + 1, [&](int64_t begin, int64_t end) {
+  phx::in_ranges(chunks, kGrain / chunk + 1, [&](int64_t begin, int64_t end) {
     for (int64_t c = begin; c < end; ++c) {
       const int64_t start = c * chunk;
       partials[c] = sum_squares_range(x + start, n - start < chunk ? n - start : chunk);

@@ -1,5 +1,5 @@
 // Products of bf16 matrices with fp32 sums, by tiles of the CPU's matrix unit. What is multiplied where, and
-// on which threads, is linear.cpp's and head.cpp's; product_amx.cpp computes a part of it on one thread.
+// on which threads, is linear.cpp's; product_amx.cpp computes a part of it on one thread.
 #pragma once
 
 #include <cstdint>
@@ -14,14 +14,25 @@ struct Factor {
   bool along;
 };
 
-// Where a product goes: rounded to bf16, with a bias for each column if there is one; or to fp32, added to
-// what is there if `add`.
+// GELU by its tanh, or as it is defined (Hendrycks & Gimpel 2016).
+enum class Gelu { kTanh, kExact };
+
+// What happens to a bf16 product's elements on their way, beside a bias. Both arrays lie as the output does.
+struct Curve {
+  Gelu kind;
+  uint16_t *after;         // the output's GELU goes here
+  const uint16_t *before;  // or: the output is multiplied by the GELU's slope at these numbers
+};
+
+// Where a product goes: rounded to bf16, with a bias for each column if there is one, along a curve if there
+// is one; or to fp32, added to what is there if `add`.
 struct Output {
   uint16_t *half;
   float *full;
   int64_t stride;
   const uint16_t *bias;
   bool add;
+  const Curve *curve = nullptr;
 };
 
 // out[rows, cols] of the lines of `left` and those of `right`, over `deep` numbers of each. An element is
@@ -42,14 +53,24 @@ constexpr int64_t kPanel = 32;
 // Whether this build has the matrix unit's instructions; whether the CPU has them is another question.
 bool amx_was_built();
 
-// Columns whose right lines are packed together.
+// Whether they may be used here: the CPU has them, and the system lends them.
+bool has_products();
+
+// Columns whose right lines are used together.
 int64_t product_block(const Product &product);
 
-// bf16 numbers of scratch that a part needs, aligned to 64 bytes.
-int64_t product_scratch(const Product &product);
+// bf16 numbers of scratch that a part needs, aligned to 64 bytes; `packed`: where the right lines are packed
+// already.
+int64_t product_scratch(const Product &product, bool packed);
 
-// Computes a part on this thread.
-void product(const Product &product, const Part &part, uint16_t *scratch);
+// bf16 numbers of all right lines packed, aligned to 64 bytes.
+int64_t packed_numel(const Product &product);
+
+// Packs one panel of right lines, the `panel`th, into its places among them all.
+void pack_panel(const Product &product, int64_t panel, uint16_t *packed);
+
+// Computes a part on this thread, with all right lines packed, or with null: then it packs those it needs.
+void product(const Product &product, const Part &part, const uint16_t *packed, uint16_t *scratch);
 
 // Of a row of `n` logits its cross-entropy against `target` in nats; over them its gradient times `scale`,
 // and zeros up to `padded`.

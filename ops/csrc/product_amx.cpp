@@ -10,60 +10,15 @@
 
 #if defined(__AMX_BF16__)
 
-#include <immintrin.h>
-
-#include "attention_strips.h"
+#include "amx.h"
+#include "gelu.h"
 
 namespace phx {
 namespace {
 
-constexpr int64_t kTileDeep = 32;                    // numbers of a line in a tile
 constexpr int64_t kTileNumel = 16 * kTileDeep;       // of a tile
 constexpr int64_t kBlockNumel = 3 << 18;             // of packed right lines: 1.5 MiB
 constexpr int64_t kLeastDeep = 1024, kMostDeep = 2048;  // and where they are fp32
-
-typedef __m512i Lines[16];
-
-struct alignas(64) Shape {
-  uint8_t palette = 1, start_row = 0, reserved[14] = {};
-  uint16_t row_bytes[16] = {64, 64, 64, 64, 64, 64, 64, 64};
-  uint8_t rows[16] = {16, 16, 16, 16, 16, 16, 16, 16};
-};
-
-int64_t least(int64_t a, int64_t b) { return a < b ? a : b; }
-
-int64_t rounded_up(int64_t n, int64_t to) { return (n + to - 1) / to * to; }
-
-__mmask32 first_32(int64_t n) { return n >= 32 ? ~__mmask32{0} : n <= 0 ? 0 : (__mmask32{1} << n) - 1; }
-
-__mmask16 first_16(int64_t n) { return n >= 16 ? 0xffff : n <= 0 ? 0 : (1u << n) - 1; }
-
-// 16 x 16 numbers of 32 bits, turned over.
-PHX_INLINE void turn(Lines r) {
-  Lines t;
-  for (int i = 0; i < 8; ++i) {
-    t[2 * i] = _mm512_unpacklo_epi32(r[2 * i], r[2 * i + 1]);
-    t[2 * i + 1] = _mm512_unpackhi_epi32(r[2 * i], r[2 * i + 1]);
-  }
-  for (int i = 0; i < 4; ++i) {
-    r[4 * i] = _mm512_unpacklo_epi64(t[4 * i], t[4 * i + 2]);
-    r[4 * i + 1] = _mm512_unpackhi_epi64(t[4 * i], t[4 * i + 2]);
-    r[4 * i + 2] = _mm512_unpacklo_epi64(t[4 * i + 1], t[4 * i + 3]);
-    r[4 * i + 3] = _mm512_unpackhi_epi64(t[4 * i + 1], t[4 * i + 3]);
-  }
-  for (int i = 0; i < 4; ++i) {
-    t[i] = _mm512_shuffle_i32x4(r[i], r[i + 4], 0x88);
-    t[i + 4] = _mm512_shuffle_i32x4(r[i], r[i + 4], 0xdd);
-    t[i + 8] = _mm512_shuffle_i32x4(r[i + 8], r[i + 12], 0x88);
-    t[i + 12] = _mm512_shuffle_i32x4(r[i + 8], r[i + 12], 0xdd);
-  }
-  for (int i = 0; i < 4; ++i) {
-    r[i] = _mm512_shuffle_i32x4(t[i], t[i + 8], 0x88);
-    r[i + 8] = _mm512_shuffle_i32x4(t[i], t[i + 8], 0xdd);
-    r[i + 4] = _mm512_shuffle_i32x4(t[i + 4], t[i + 12], 0x88);
-    r[i + 12] = _mm512_shuffle_i32x4(t[i + 4], t[i + 12], 0xdd);
-  }
-}
 
 PHX_INLINE void put(const Lines lines, uint16_t *to) {
   for (int i = 0; i < 16; ++i) _mm512_store_si512(to + i * kTileDeep, lines[i]);
@@ -82,17 +37,12 @@ PHX_INLINE void take_across(const uint16_t *from, int64_t stride, int64_t lines,
                             Lines high) {
   const __mmask32 mask = first_32(lines);
   const __m512i zero = _mm512_setzero_si512();
-  const __m512i within = _mm512_set_epi32(0x002f000f, 0x002e000e, 0x002d000d, 0x002c000c, 0x002b000b,
-                                          0x002a000a, 0x00290009, 0x00280008, 0x00270007, 0x00260006,
-                                          0x00250005, 0x00240004, 0x00230003, 0x00220002, 0x00210001,
-                                          0x00200000);
-  const __m512i above = _mm512_add_epi16(within, _mm512_set1_epi16(16));
   for (int i = 0; i < 16; ++i) {
     const uint16_t *pair = from + 2 * i * stride;
     const __m512i even = 2 * i < deep ? _mm512_maskz_loadu_epi16(mask, pair) : zero;
     const __m512i odd = 2 * i + 1 < deep ? _mm512_maskz_loadu_epi16(mask, pair + stride) : zero;
-    low[i] = _mm512_permutex2var_epi16(even, within, odd);
-    high[i] = _mm512_permutex2var_epi16(even, above, odd);
+    low[i] = pairs(even, odd, 0);
+    high[i] = pairs(even, odd, 16);
   }
 }
 
@@ -152,11 +102,19 @@ PHX_INLINE void multiply(Left left, const uint16_t *right, int64_t tiles, float 
   _tile_stored(3, block + 16 * kPanel + 16, 4 * kPanel);
 }
 
-PHX_INLINE __m512 wide(__m256i half) {
-  return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(half), 16));
+// A row's next 16 numbers of bf16 out: beside them their GELU, or first times its slope.
+template <Gelu kKind>
+PHX_INLINE void write_curved(const Output &out, int64_t at, __mmask16 mask, __m512 sum) {
+  const Curve &curve = *out.curve;
+  if (curve.before) {
+    const __m512 x = wide(_mm256_maskz_loadu_epi16(mask, curve.before + at));
+    _mm256_mask_storeu_epi16(out.half + at, mask, rounded(_mm512_mul_ps(sum, (__m512)gelu<kKind>((Vec)x).slope)));
+  } else {
+    const __m256i x = rounded(sum);
+    _mm256_mask_storeu_epi16(out.half + at, mask, x);
+    _mm256_mask_storeu_epi16(curve.after + at, mask, rounded((__m512)gelu<kKind>((Vec)wide(x)).value));
+  }
 }
-
-PHX_INLINE __m256i rounded(__m512 full) { return (__m256i)_mm512_cvtneps_pbh(full); }
 
 PHX_INLINE void write(const Output &out, bool add, int64_t row, int64_t rows, int64_t col, int64_t cols,
                       const float *block) {
@@ -167,7 +125,10 @@ PHX_INLINE void write(const Output &out, bool add, int64_t row, int64_t rows, in
     for (int64_t i = 0; i < rows; ++i) {
       const __m512 sum = _mm512_add_ps(_mm512_load_ps(block + i * kPanel + side), shift);
       const int64_t at = (row + i) * out.stride + col + side;
-      if (out.half) {
+      if (out.curve) {
+        out.curve->kind == Gelu::kTanh ? write_curved<Gelu::kTanh>(out, at, mask, sum)
+                                       : write_curved<Gelu::kExact>(out, at, mask, sum);
+      } else if (out.half) {
         _mm256_mask_storeu_epi16(out.half + at, mask, rounded(sum));
       } else {
         const __m512 before = add ? _mm512_maskz_loadu_ps(mask, out.full + at) : _mm512_setzero_ps();
@@ -177,13 +138,21 @@ PHX_INLINE void write(const Output &out, bool add, int64_t row, int64_t rows, in
   }
 }
 
-// How many numbers are summed at once. fp32 sums can be taken up again, so that a wider block is packed.
+// How many numbers are summed at once. fp32 sums can be taken up again, so that a wider block is used.
 int64_t depth(const Product &product) {
   const int64_t all = rounded_up(product.deep, kTileDeep);
   if (product.out.half) return all;
   int64_t fits = kBlockNumel / rounded_up(product.cols, kPanel) / kTileDeep * kTileDeep;
   fits = fits < kLeastDeep ? kLeastDeep : fits > kMostDeep ? kMostDeep : fits;
   return least(all, fits);
+}
+
+// Numbers of each line of a panel that is packed, given how many are summed.
+int64_t packed_deep(int64_t deep) { return rounded_up(deep, kTileDeep); }
+
+// Of all right lines packed, where the panel that begins at column `col` has its numbers from `d` on.
+int64_t packed_at(const Product &product, int64_t d, int64_t deep, int64_t col) {
+  return d * rounded_up(product.cols, kPanel) + col * packed_deep(deep);
 }
 
 }  // namespace
@@ -195,24 +164,38 @@ int64_t product_block(const Product &product) {
   return cols < kPanel ? kPanel : cols;
 }
 
-int64_t product_scratch(const Product &product) {
-  return (kPanel + product_block(product)) * depth(product);
+int64_t product_scratch(const Product &product, bool packed) {
+  return (kPanel + (packed ? 0 : product_block(product))) * depth(product);
 }
 
-void product(const Product &product, const Part &part, uint16_t *scratch) {
+int64_t packed_numel(const Product &product) {
+  return rounded_up(product.cols, kPanel) * packed_deep(product.deep);
+}
+
+void pack_panel(const Product &product, int64_t panel, uint16_t *packed) {
+  const int64_t most = depth(product), col = panel * kPanel;
+  for (int64_t d = 0; d < product.deep; d += most) {
+    const int64_t deep = least(most, product.deep - d);
+    pack(moved(product.right, col, d), least(kPanel, product.cols - col), deep, /*as_pairs=*/true,
+         packed + packed_at(product, d, deep, col));
+  }
+}
+
+void product(const Product &product, const Part &part, const uint16_t *packed, uint16_t *scratch) {
   const Shape shape;
   _tile_loadconfig(&shape);
   alignas(64) float block[kPanel * kPanel];
   const int64_t most = depth(product), across = product_block(product);
-  uint16_t *left = scratch, *right = scratch + kPanel * most;
+  uint16_t *left = scratch, *own = scratch + kPanel * most;
   for (int64_t d = 0; d < product.deep; d += most) {
-    const int64_t deep = least(most, product.deep - d), tiles = rounded_up(deep, kTileDeep) / kTileDeep;
+    const int64_t deep = least(most, product.deep - d), tiles = packed_deep(deep) / kTileDeep;
     const bool as_it_lies = product.left.along && deep % kTileDeep == 0;
     for (int64_t first = part.col_begin; first < part.col_end; first += across) {
       const int64_t end = least(first + across, part.col_end);
-      for (int64_t j = first; j < end; j += kPanel)
+      for (int64_t j = first; j < end && !packed; j += kPanel)
         pack(moved(product.right, j, d), least(kPanel, end - j), deep, /*as_pairs=*/true,
-             right + (j - first) * tiles * kTileDeep);
+             own + (j - first) * packed_deep(deep));
+      const uint16_t *right = packed ? packed + packed_at(product, d, deep, first) : own;
       for (int64_t i = part.row_begin; i < part.row_end; i += kPanel) {
         const int64_t rows = least(kPanel, part.row_end - i);
         const Factor lines = moved(product.left, i, d);
@@ -223,7 +206,7 @@ void product(const Product &product, const Part &part, uint16_t *scratch) {
           pack(lines, rows, deep, /*as_pairs=*/false, left);
         }
         for (int64_t j = first; j < end; j += kPanel) {
-          multiply(from, right + (j - first) * tiles * kTileDeep, tiles, block);
+          multiply(from, right + (j - first) * packed_deep(deep), tiles, block);
           write(product.out, product.out.add || d > 0, i, rows, j, least(kPanel, end - j), block);
         }
       }
@@ -285,8 +268,10 @@ namespace phx {
 
 bool amx_was_built() { return false; }
 int64_t product_block(const Product &) { return kPanel; }
-int64_t product_scratch(const Product &) { return 0; }
-void product(const Product &, const Part &, uint16_t *) { __builtin_trap(); }
+int64_t product_scratch(const Product &, bool) { return 0; }
+int64_t packed_numel(const Product &) { return 0; }
+void pack_panel(const Product &, int64_t, uint16_t *) { __builtin_trap(); }
+void product(const Product &, const Part &, const uint16_t *, uint16_t *) { __builtin_trap(); }
 double cross_entropy_row(uint16_t *, int64_t, int64_t, int64_t, float) { __builtin_trap(); }
 void add_column_sums(const uint16_t *, int64_t, int64_t, int64_t, float *) { __builtin_trap(); }
 

@@ -20,4 +20,13 @@ void on_all_threads(int64_t n, Body body) {
   });
 }
 
+// Runs body(begin, end) over 0 .. n in ranges of `grain`, each as soon as a thread is free: cores that are
+// shared with others are seldom equally fast.
+template <typename Body>
+void in_ranges(int64_t n, int64_t grain, Body body) {
+  on_all_threads((n + grain - 1) / grain, [&](int64_t range) {
+    body(range * grain, std::min(n, (range + 1) * grain));
+  });
+}
+
 }  // namespace phx

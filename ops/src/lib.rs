@@ -18,6 +18,7 @@ pub mod gpu_health;
 mod gradient_tree;
 mod linear;
 mod loss;
+mod mlp;
 mod shim;
 
 pub use adamw::{AdamWSlice, AdamWStep, Moments, NORM_CHUNK, adamw, add_squares};
@@ -27,8 +28,9 @@ pub use error::OpsError;
 pub use exact_sum::ExactSum;
 pub use flat::{Weights, initial_values, view};
 pub use gradient_tree::GradientTree;
-pub use linear::linear;
+pub use linear::Layer;
 pub use loss::{Bias, Head};
+pub use mlp::{Gelu, gelu, mlp};
 pub use shim::{backward, mapped_zeros};
 
 #[cfg(test)]

@@ -4,20 +4,44 @@
 use crate::shim;
 use tch::{Device, Kind, Tensor};
 
-/// `x` `[..., K]` times `weight` `[N, K]` turned over, plus `bias` `[N]`: `[..., N]`. Differentiable; where
-/// `weight.grad()` is fp32, it is added to in place.
-///
-/// # Panics
-/// As tch's operations do: shapes or kinds that differ, no memory.
-pub fn linear(x: &Tensor, weight: &Tensor, bias: Option<&Tensor>) -> Tensor {
-    if !has_products(x) || weight.kind() != Kind::BFloat16 {
-        return x.linear(weight, bias);
+/// A linear layer's parameters.
+#[derive(Debug, Clone, Copy)]
+pub struct Layer<'a> {
+    /// `[N, K]`.
+    pub weight: &'a Tensor,
+    /// `[N]`.
+    pub bias: Option<&'a Tensor>,
+}
+
+impl Layer<'_> {
+    /// `x` `[..., K]` times the weight turned over, plus the bias: `[..., N]`. Differentiable; where
+    /// `weight.grad()` is fp32, it is added to in place.
+    ///
+    /// # Panics
+    /// As tch's operations do: shapes or kinds that differ, no memory.
+    pub fn of(self, x: &Tensor) -> Tensor {
+        if !has_products(x) || !self.is_half() {
+            return x.linear(self.weight, self.bias);
+        }
+        self.expect_fits(x.size().last().copied());
+        shim::linear(x, self.weight, self.bias).unwrap_or_else(|error| panic!("linear: {error}"))
     }
-    let (k, [n, deep]) = (x.size().last().copied(), weight.size2().map(|(n, k)| [n, k]).expect("a matrix"));
-    assert!(k == Some(deep) && bias.is_none_or(|bias| bias.size() == [n]), "a linear layer's shapes");
-    let contiguous = weight.is_contiguous() && bias.is_none_or(Tensor::is_contiguous);
-    assert!(contiguous && bias.is_none_or(|bias| bias.kind() == Kind::BFloat16), "parameters lie in order");
-    shim::linear(x, weight, bias).unwrap_or_else(|error| panic!("linear: {error}"))
+
+    pub(crate) fn is_half(self) -> bool {
+        self.weight.kind() == Kind::BFloat16
+    }
+
+    /// Stops where the shim would read what is not there.
+    pub(crate) fn expect_fits(self, k: Option<i64>) {
+        let (n, deep) = self.weight.size2().expect("a weight is a matrix");
+        assert!(
+            k == Some(deep) && self.bias.is_none_or(|bias| bias.size() == [n]),
+            "a linear layer's shapes"
+        );
+        let contiguous = self.weight.is_contiguous() && self.bias.is_none_or(Tensor::is_contiguous);
+        let half = self.bias.is_none_or(|bias| bias.kind() == Kind::BFloat16);
+        assert!(contiguous && half, "parameters lie in order, and are of one kind");
+    }
 }
 
 /// Whether products of this tensor are our own.
@@ -26,18 +50,22 @@ pub(crate) fn has_products(x: &Tensor) -> bool {
 }
 
 #[cfg(test)]
-mod tests {
+pub(crate) mod tests {
     use super::*;
 
-    fn random(size: &[i64]) -> Tensor {
+    fn linear(x: &Tensor, weight: &Tensor, bias: Option<&Tensor>) -> Tensor {
+        Layer { weight, bias }.of(x)
+    }
+
+    pub(crate) fn random(size: &[i64]) -> Tensor {
         Tensor::randn(size, (Kind::Float, Device::Cpu)).to_kind(Kind::BFloat16)
     }
 
-    fn off(a: &Tensor, exact: &Tensor) -> f64 {
+    pub(crate) fn off(a: &Tensor, exact: &Tensor) -> f64 {
         ((a.to_kind(Kind::Double) - exact).norm() / exact.norm()).double_value(&[])
     }
 
-    fn leaf(x: &Tensor) -> Tensor {
+    pub(crate) fn leaf(x: &Tensor) -> Tensor {
         x.detach().copy().set_requires_grad(true)
     }
 

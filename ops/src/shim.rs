@@ -67,6 +67,14 @@ mod ffi {
             weight: *const C_tensor,
             bias: *const C_tensor,
         ) -> *mut C_tensor;
+        pub(super) fn phx_mlp(
+            x: *const C_tensor,
+            w1: *const C_tensor,
+            b1: *const C_tensor,
+            w2: *const C_tensor,
+            b2: *const C_tensor,
+            kind: c_int,
+        ) -> *mut C_tensor;
         pub(super) fn phx_head_loss(
             hidden: *const C_tensor,
             head: *const C_tensor,
@@ -151,6 +159,16 @@ pub(crate) fn linear(x: &Tensor, weight: &Tensor, bias: Option<&Tensor>) -> Resu
     // null or a new tensor, whose ownership passes to the Tensor here.
     unsafe {
         let out = ffi::phx_linear(x.as_ptr(), weight.as_ptr(), bias);
+        if out.is_null() { Err(last_error()) } else { Ok(Tensor::from_ptr(out)) }
+    }
+}
+
+/// An MLP of bf16, whose shapes and layout the caller has checked: two layers' weight and bias each.
+pub(crate) fn mlp(x: &Tensor, [w1, b1, w2, b2]: [&Tensor; 4], exact: bool) -> Result<Tensor, OpsError> {
+    // SAFETY: as in `linear`.
+    unsafe {
+        let [w1, b1, w2, b2] = [w1, b1, w2, b2].map(Tensor::as_ptr);
+        let out = ffi::phx_mlp(x.as_ptr(), w1, b1, w2, b2, c_int::from(exact));
         if out.is_null() { Err(last_error()) } else { Ok(Tensor::from_ptr(out)) }
     }
 }

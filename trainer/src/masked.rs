@@ -37,7 +37,7 @@ impl Gpt {
 
     /// Hidden states of the last block to those that the head reads, `[n, C]` both.
     pub(crate) fn transform(&self, mlm: &Weights, hidden: &Tensor) -> Tensor {
-        self.layer_norm(mlm, "ln_f.", &self.activation(&linear(mlm, "dense", hidden)))
+        self.layer_norm(mlm, "ln_f.", &ops::gelu(&linear(mlm, "dense", hidden), self.gelu()))
     }
 
     /// The head, tied to the token embedding, with its bias.

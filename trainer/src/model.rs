@@ -6,7 +6,7 @@
 //! Shapes: B sequences, T positions, C = n_embd, H heads of D = C / H, V tokens.
 
 use configs::{Activation, Documents, ModelConfig, Norm};
-use ops::{Dropout, Head, Weights, dropped};
+use ops::{Dropout, Gelu, Head, Layer, Weights, dropped};
 use tch::{Kind, Tensor};
 
 /// The segment of the token embedding, which is also the head's.
@@ -106,8 +106,8 @@ impl Gpt {
     ) -> Tensor {
         let attention = |x: &Tensor| after(self.attention(p, x, attend), place::AFTER_ATTENTION);
         let mlp = |x: &Tensor| {
-            let hidden = self.activation(&linear(p, "mlp.c_fc", x));
-            after(linear(p, "mlp.c_proj", &hidden), place::AFTER_MLP)
+            let y = ops::mlp(x, layer(p, "mlp.c_fc"), self.gelu(), layer(p, "mlp.c_proj"));
+            after(y, place::AFTER_MLP)
         };
         match self.config.norm {
             Norm::Pre => {
@@ -153,11 +153,11 @@ impl Gpt {
     }
 
     /// Of the MLPs and of a masked model's transform.
-    pub(crate) fn activation(&self, x: &Tensor) -> Tensor {
-        x.gelu(match self.config.activation {
-            Activation::GeluTanh => "tanh",
-            Activation::Gelu => "none",
-        })
+    pub(crate) fn gelu(&self) -> Gelu {
+        match self.config.activation {
+            Activation::GeluTanh => Gelu::Tanh,
+            Activation::Gelu => Gelu::Exact,
+        }
     }
 
     /// The head, tied to the token embedding.
@@ -182,7 +182,11 @@ pub(crate) fn embed_backward(tokens: &Tensor, grad: &Tensor, wte_grad: &Tensor, 
 }
 
 pub(crate) fn linear(p: &Weights, name: &str, x: &Tensor) -> Tensor {
-    ops::linear(x, p.tensor(&format!("{name}.weight")), p.get(&format!("{name}.bias")))
+    layer(p, name).of(x)
+}
+
+fn layer<'a>(p: &'a Weights, name: &str) -> Layer<'a> {
+    Layer { weight: p.tensor(&format!("{name}.weight")), bias: p.get(&format!("{name}.bias")) }
 }
 
 fn layer_norm(p: &Weights, prefix: &str, x: &Tensor, eps: f64) -> Tensor {

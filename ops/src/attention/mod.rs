@@ -13,6 +13,7 @@ pub(crate) use windowed::Windowed;
 
 use crate::OpsError;
 use crate::device::cpu_multiplies_bf16;
+use crate::linear::has_products;
 use configs::{Documents, Pattern};
 use tch::{Device, Kind, Tensor};
 
@@ -35,7 +36,7 @@ pub fn attention(
         other => other,
     };
     match (narrow, documents) {
-        (Pattern::Dense | Pattern::Bidirectional, None) if !emulates(q) => {
+        (Pattern::Dense | Pattern::Bidirectional, None) if !emulates(q) && !is_ours(q) => {
             sdpa::dense(q, k, v, narrow.is_causal())
         }
         _ if has_kernel(q) => {
@@ -72,6 +73,11 @@ fn kernel(
 
 fn has_kernel(q: &Tensor) -> bool {
     q.device() == Device::Cpu && matches!(q.kind(), Kind::Float | Kind::BFloat16)
+}
+
+/// Whether the kernel multiplies by the matrix unit, and is the faster one for all pairs too.
+fn is_ours(q: &Tensor) -> bool {
+    has_products(q) && q.size()[3] % 32 == 0
 }
 
 /// Whether libtorch would emulate bf16, a number at a time; the kernel computes in fp32.

@@ -122,6 +122,7 @@ fn sequences_in_several_chunks_equal_the_masked_softmax() {
     tch::manual_seed(2);
     for text in ["dense", "banded:100", "strided:37", "fixed:90,5"] {
         check([1, 1, 1300, 16], Kind::Float, text.parse().unwrap(), None);
+        check([1, 2, 1300, 64], Kind::BFloat16, text.parse().unwrap(), None);
         check([2, 1, 1300, 8], Kind::Float, text.parse().unwrap(), Some(&documents(2, 1300, 400, 4)));
     }
 }

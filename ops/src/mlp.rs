@@ -1,0 +1,119 @@
+//! The MLP of a block: by libtorch, or in bf16 on a CPU with a matrix unit with the GELU taken while the
+//! products' sums are written. Knows no model.
+
+use crate::linear::{Layer, has_products};
+use crate::shim;
+use tch::Tensor;
+
+/// Which GELU (Hendrycks & Gimpel 2016).
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Gelu {
+    /// By its tanh, as in GPT.
+    Tanh,
+    /// As it is defined, as in BERT.
+    Exact,
+}
+
+/// `x` to its GELU, of any shape. Differentiable.
+pub fn gelu(x: &Tensor, kind: Gelu) -> Tensor {
+    x.gelu(match kind {
+        Gelu::Tanh => "tanh",
+        Gelu::Exact => "none",
+    })
+}
+
+/// `x` `[..., C]` through the layer `up`, `[H, C]`, a GELU, and the layer `down`, `[C, H]`: `[..., C]`.
+/// Differentiable; a parameter whose `grad()` is fp32 has it added to in place.
+///
+/// # Panics
+/// As tch's operations do: shapes or kinds that differ, no memory.
+pub fn mlp(x: &Tensor, up: Layer<'_>, kind: Gelu, down: Layer<'_>) -> Tensor {
+    let parts = match (up.bias, down.bias) {
+        (Some(b1), Some(b2)) if has_products(x) && up.is_half() && down.is_half() => {
+            [up.weight, b1, down.weight, b2]
+        }
+        _ => return down.of(&gelu(&up.of(x), kind)),
+    };
+    up.expect_fits(x.size().last().copied());
+    down.expect_fits(up.weight.size().first().copied());
+    shim::mlp(x, parts, kind == Gelu::Exact).unwrap_or_else(|error| panic!("mlp: {error}"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::linear::tests::{leaf, off, random};
+    use tch::Kind;
+
+    fn through(x: &Tensor, [w1, b1, w2, b2]: &[Tensor; 4], kind: Gelu) -> Tensor {
+        let up = Layer { weight: w1, bias: Some(b1) };
+        mlp(x, up, kind, Layer { weight: w2, bias: Some(b2) })
+    }
+
+    #[test]
+    fn an_mlp_and_its_gradients_are_exact_to_bf16_at_any_shape() {
+        for (kind, [m, c, h]) in [
+            (Gelu::Tanh, [1, 1, 1]),
+            (Gelu::Exact, [7, 33, 65]),
+            (Gelu::Tanh, [130, 96, 384]),
+            (Gelu::Exact, [64, 32, 128]),
+        ] {
+            let parameters = [&[h, c][..], &[h], &[c, h], &[c]].map(random);
+            let (x, dy) = (random(&[m, c]), random(&[m, c]));
+            let in_full = |x: &Tensor| leaf(&x.to_kind(Kind::Double));
+            let (exact_x, exact_parameters) = (in_full(&x), parameters.each_ref().map(in_full));
+            let exact = through(&exact_x, &exact_parameters, kind);
+            crate::backward(&exact, &dy.to_kind(Kind::Double)).unwrap();
+            let (x, parameters) = (leaf(&x), parameters.each_ref().map(leaf));
+            let got = through(&x, &parameters, kind);
+            crate::backward(&got, &dy).unwrap();
+            assert!(off(&got, &exact.detach()) < 1e-2, "{kind:?} of {m} x {c} x {h}: {}", off(&got, &exact));
+            assert!(off(&x.grad(), &exact_x.grad()) < 1e-2, "dx: {}", off(&x.grad(), &exact_x.grad()));
+            for (got, exact) in parameters.iter().zip(&exact_parameters) {
+                assert!(
+                    off(&got.grad(), &exact.grad()) < 1e-2,
+                    "{:?}: {}",
+                    got.size(),
+                    off(&got.grad(), &exact.grad())
+                );
+            }
+        }
+    }
+
+    /// A layer that gives each number as it is.
+    fn identity(n: i64) -> [Tensor; 2] {
+        let kind = (Kind::BFloat16, tch::Device::Cpu);
+        [Tensor::eye(n, kind), Tensor::zeros([n], kind)]
+    }
+
+    #[test]
+    fn the_gelu_and_its_slope_hold_over_all_numbers() {
+        let n = 32;
+        let far = [-1e30, -3e4, -100.0, -20.5, -13.5, -9.0, 0.0, 9.0, 13.5, 20.5, 100.0, 3e4, 1e30];
+        let near = (0..32 * 8 - far.len()).map(|i| (i as f64 - 121.0) * 0.05);
+        let numbers: Vec<f64> = far.into_iter().chain(near).collect();
+        let [w, b] = identity(n);
+        let parameters = [&w, &b, &w, &b].map(Tensor::shallow_clone);
+        for kind in [Gelu::Tanh, Gelu::Exact] {
+            let x = leaf(&Tensor::from_slice(&numbers).view([-1, n]).to_kind(Kind::BFloat16));
+            let got = through(&x, &parameters, kind);
+            crate::backward(&got, &got.ones_like()).unwrap();
+            let exact_x = leaf(&x.detach().to_kind(Kind::Double).clamp(-1e4, 1e4));
+            let exact = gelu(&exact_x, kind);
+            crate::backward(&exact, &exact.ones_like()).unwrap();
+            let moderate = x.detach().abs().le(1e4);
+            let apart = |got: &Tensor, exact: &Tensor| {
+                let (got, exact) = (got.to_kind(Kind::Double), exact.detach());
+                let within = (&got - &exact).abs() - exact.abs() * 4e-3 - 1e-6;
+                within.masked_select(&moderate).max().double_value(&[])
+            };
+            assert!(apart(&got, &exact) <= 0.0, "{kind:?}: {}", apart(&got, &exact));
+            assert!(
+                apart(&x.grad(), &exact_x.grad()) <= 0.0,
+                "slope, {kind:?}: {}",
+                apart(&x.grad(), &exact_x.grad())
+            );
+            assert!(x.grad().isfinite().all().int64_value(&[]) == 1, "{kind:?}");
+        }
+    }
+}
