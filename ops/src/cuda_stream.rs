@@ -18,6 +18,7 @@ mod ffi {
         pub(super) fn phx_set_device(index: c_int) -> c_int;
         pub(super) fn phx_stream_new(index: c_int, id: *mut i64, native: *mut *mut c_void) -> c_int;
         pub(super) fn phx_stream_follow_current(index: c_int, id: i64) -> c_int;
+        pub(super) fn phx_exchange_stream(index: c_int, id: i64, before: *mut i64) -> c_int;
         pub(super) fn phx_event_new(index: c_int, id: i64, event: *mut *mut Event) -> c_int;
         pub(super) fn phx_event_block_current(event: *const Event) -> c_int;
         pub(super) fn phx_event_synchronize(event: *const Event) -> c_int;
@@ -73,6 +74,22 @@ impl CudaStream {
     pub(crate) fn follow_current(&self) -> Result<(), OpsError> {
         // SAFETY: device and id are those of a stream of the pool (`new`).
         checked(unsafe { ffi::phx_stream_follow_current(self.device, self.id) })
+    }
+
+    /// Does `work` with this stream as libtorch's: what it computes there is given to this stream, and what it
+    /// allocates is this stream's to use again.
+    ///
+    /// # Errors
+    /// What CUDA says, and what `work` does.
+    pub(crate) fn within<T, E: From<OpsError>>(&self, work: impl FnOnce() -> Result<T, E>) -> Result<T, E> {
+        let mut before = 0;
+        // SAFETY: device and id are those of a stream of the pool (`new`); the place is written to at once.
+        checked(unsafe { ffi::phx_exchange_stream(self.device, self.id, &mut before) })?;
+        let done = work();
+        let mut own = 0;
+        // SAFETY: as above; the id is the one that libtorch gave for its stream before.
+        checked(unsafe { ffi::phx_exchange_stream(self.device, before, &mut own) })?;
+        done
     }
 
     /// An event that has passed when this stream has done what it has been given so far.
