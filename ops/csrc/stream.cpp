@@ -49,6 +49,14 @@ int phx_stream_follow_current(int index, int64_t id) {
   });
 }
 
+// The cudaStream_t that libtorch gives the calling thread's work on a device to.
+int phx_current_stream(int index, void **native) {
+  return guarded([&] {
+    const c10::impl::VirtualGuardImpl impl(c10::DeviceType::CUDA);
+    *native = impl.getStreamNativeHandle(impl.getStream(cuda(index)));
+  });
+}
+
 // Makes a stream libtorch's for the calling thread; the id of the one before.
 int phx_exchange_stream(int index, int64_t id, int64_t *before) {
   return guarded([&] {

@@ -1,7 +1,7 @@
 //! The C++ shim's functions, bound. The only place that knows their C signatures.
 
 use crate::OpsError;
-use crate::attention::{Division, Windowed};
+use crate::attention::{Division, Sequences, Windowed};
 use std::ffi::{CStr, c_char, c_int};
 use tch::{Device, Kind, Tensor};
 use torch_sys::C_tensor;
@@ -59,6 +59,14 @@ mod ffi {
             k: *const C_tensor,
             v: *const C_tensor,
             pieces: *const i64,
+            n_pieces: i64,
+        ) -> *mut C_tensor;
+        pub(super) fn phx_document_attention(
+            q: *const C_tensor,
+            k: *const C_tensor,
+            v: *const C_tensor,
+            tensors: *const *const C_tensor,
+            numbers: *const i64,
             n_pieces: i64,
         ) -> *mut C_tensor;
         pub(super) fn phx_has_products() -> c_int;
@@ -239,6 +247,29 @@ pub(crate) fn windowed_attention(
     unsafe {
         let (numbers, n) = (numbers.as_ptr(), pieces.len() as i64);
         let out = ffi::phx_windowed_attention(q.as_ptr(), k.as_ptr(), v.as_ptr(), numbers, n);
+        if out.is_null() { Err(last_error()) } else { Ok(Tensor::from_ptr(out)) }
+    }
+}
+
+/// Attention of `[B, H, T, D]` merged from sequences of rows, the first piece of which has every row.
+pub(crate) fn document_attention(
+    q: &Tensor,
+    k: &Tensor,
+    v: &Tensor,
+    pieces: &[Sequences],
+) -> Result<Tensor, OpsError> {
+    let pointer = |rows: &Option<Tensor>| rows.as_ref().map_or(std::ptr::null(), Tensor::as_ptr);
+    let tensors: Vec<*const C_tensor> = pieces
+        .iter()
+        .flat_map(|piece| [pointer(&piece.queries), pointer(&piece.keys), piece.ends.as_ptr()])
+        .collect();
+    let numbers: Vec<i64> = pieces.iter().flat_map(|piece| [piece.longest, piece.window]).collect();
+    // SAFETY: the tensors and the numbers outlive the call, three and two for each piece; the shim keeps
+    // handles of its own. That rows lie within `[B T]` is what `Sequences` is made of. What is returned is null
+    // or a new tensor, whose ownership passes to the Tensor here.
+    unsafe {
+        let (tensors, numbers, n) = (tensors.as_ptr(), numbers.as_ptr(), pieces.len() as i64);
+        let out = ffi::phx_document_attention(q.as_ptr(), k.as_ptr(), v.as_ptr(), tensors, numbers, n);
         if out.is_null() { Err(last_error()) } else { Ok(Tensor::from_ptr(out)) }
     }
 }
