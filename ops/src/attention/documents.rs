@@ -173,10 +173,11 @@ mod tests {
                 for span in ends.windows(2) {
                     let (begin, end) = (span[0] as usize, span[1] as usize);
                     assert!((end - begin) as i64 <= piece.longest);
-                    for n in begin..end {
+                    for (n, query) in queries.iter().enumerate().take(end).skip(begin) {
                         let window = if piece.window == 0 { t } else { piece.window as usize };
-                        for m in begin.max((n + 1).saturating_sub(window))..=n {
-                            assert!(pairs.insert((queries[n], keys[m])), "{text}: a pair twice");
+                        let seen = &keys[begin.max((n + 1).saturating_sub(window))..=n];
+                        for key in seen {
+                            assert!(pairs.insert((*query, *key)), "{text}: a pair twice");
                         }
                     }
                 }
