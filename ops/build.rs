@@ -4,6 +4,7 @@ use std::path::PathBuf;
 
 fn main() {
     println!("cargo:rerun-if-changed=csrc");
+    println!("cargo:rerun-if-changed=kernels");
     println!("cargo:rerun-if-env-changed=LIBTORCH");
     let libtorch =
         PathBuf::from(std::env::var("LIBTORCH").expect(
@@ -16,11 +17,13 @@ fn main() {
     );
     attention_tiles();
     products();
+    kernels_on_host();
     cc::Build::new()
         .cpp(true)
         .std("c++17")
         .file("csrc/allocator.cpp")
         .file("csrc/attention.cpp")
+        .file("csrc/documents.cpp")
         .file("csrc/linear.cpp")
         .file("csrc/shim.cpp")
         .file("csrc/optimizer.cpp")
@@ -65,8 +68,8 @@ fn attention_tiles() {
     }
 }
 
-/// The products and the attention of the CPU's matrix unit, where the compiler knows it; without it there are none, and the
-/// program says so to itself.
+/// The products and the attention of the CPU's matrix unit, where the compiler knows it; without it there are
+/// none, and the program says so to itself.
 fn products() {
     let flags =
         ["-mamx-tile", "-mamx-bf16", "-mavx512f", "-mavx512bw", "-mavx512vl", "-mavx512bf16", "-mfma"];
@@ -86,4 +89,18 @@ fn products() {
 /// What the intrinsics leave undefined on purpose is no mistake here.
 fn allow_undefined_vectors(build: &mut cc::Build) {
     build.flag_if_supported("-Wno-maybe-uninitialized").flag_if_supported("-Wno-uninitialized");
+}
+
+/// The kernels of GPUs, compiled for the host: tests run them there. Programs do not refer to them, so the
+/// linker leaves them out.
+fn kernels_on_host() {
+    cc::Build::new()
+        .cpp(true)
+        .std("c++17")
+        .opt_level(2)
+        .file("kernels/host.cpp")
+        // As on a GPU: several numbers are read as one, and products and sums are rounded one by one.
+        .flag("-fno-strict-aliasing")
+        .flag("-ffp-contract=off")
+        .compile("phalanx_kernels_on_host");
 }

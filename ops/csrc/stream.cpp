@@ -49,6 +49,22 @@ int phx_stream_follow_current(int index, int64_t id) {
   });
 }
 
+// The cudaStream_t that libtorch gives the calling thread's work on a device to.
+int phx_current_stream(int index, void **native) {
+  return guarded([&] {
+    const c10::impl::VirtualGuardImpl impl(c10::DeviceType::CUDA);
+    *native = impl.getStreamNativeHandle(impl.getStream(cuda(index)));
+  });
+}
+
+// Makes a stream libtorch's for the calling thread; the id of the one before.
+int phx_exchange_stream(int index, int64_t id, int64_t *before) {
+  return guarded([&] {
+    const c10::impl::VirtualGuardImpl impl(c10::DeviceType::CUDA);
+    *before = impl.exchangeStream(stream_of(index, id)).id();
+  });
+}
+
 // An event that has passed once the stream has done all it has been given so far.
 int phx_event_new(int index, int64_t id, c10::Event **event) {
   return guarded([&] {

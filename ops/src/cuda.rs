@@ -64,8 +64,7 @@ pub fn open() -> Result<usize, NoCuda> {
 
 fn open_once() -> Result<usize, NoCuda> {
     driver_devices()?;
-    let maps = std::fs::read_to_string("/proc/self/maps").unwrap_or_default();
-    open_library(&libtorch_folder(&maps))?;
+    open_library(&folder())?;
     match tch::Cuda::device_count() {
         devices @ 1.. if tch::Cuda::is_available() => Ok(devices as usize),
         _ => Err(NoCuda::Torch),
@@ -84,6 +83,11 @@ fn driver_devices() -> Result<usize, NoCuda> {
         Ok(_) => Err(NoCuda::Device("it counts none".into())),
         Err(error) => Err(NoCuda::Device(format!("{error:?}"))),
     }
+}
+
+/// The folder of libtorch's libraries; empty if there is none.
+pub(crate) fn folder() -> PathBuf {
+    libtorch_folder(&std::fs::read_to_string("/proc/self/maps").unwrap_or_default())
 }
 
 /// The folder of the libtorch_cpu.so that this process runs on, with links followed, given the text of

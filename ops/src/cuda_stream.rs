@@ -18,6 +18,8 @@ mod ffi {
         pub(super) fn phx_set_device(index: c_int) -> c_int;
         pub(super) fn phx_stream_new(index: c_int, id: *mut i64, native: *mut *mut c_void) -> c_int;
         pub(super) fn phx_stream_follow_current(index: c_int, id: i64) -> c_int;
+        pub(super) fn phx_current_stream(index: c_int, native: *mut *mut c_void) -> c_int;
+        pub(super) fn phx_exchange_stream(index: c_int, id: i64, before: *mut i64) -> c_int;
         pub(super) fn phx_event_new(index: c_int, id: i64, event: *mut *mut Event) -> c_int;
         pub(super) fn phx_event_block_current(event: *const Event) -> c_int;
         pub(super) fn phx_event_synchronize(event: *const Event) -> c_int;
@@ -32,6 +34,17 @@ mod ffi {
 pub(crate) fn set_device(index: usize) -> Result<(), OpsError> {
     // SAFETY: takes any number, and fails with an exception that the shim catches.
     checked(unsafe { ffi::phx_set_device(index as c_int) })
+}
+
+/// The `cudaStream_t` that libtorch gives the calling thread's work on a device to.
+///
+/// # Errors
+/// No CUDA, or no such device.
+pub(crate) fn current_stream(device: usize) -> Result<*mut c_void, OpsError> {
+    let mut native = std::ptr::null_mut();
+    // SAFETY: the place is written to before the call returns, and not kept.
+    checked(unsafe { ffi::phx_current_stream(device as c_int, &mut native) })?;
+    Ok(native)
 }
 
 /// A stream of one device, of libtorch's pool.
@@ -73,6 +86,22 @@ impl CudaStream {
     pub(crate) fn follow_current(&self) -> Result<(), OpsError> {
         // SAFETY: device and id are those of a stream of the pool (`new`).
         checked(unsafe { ffi::phx_stream_follow_current(self.device, self.id) })
+    }
+
+    /// Does `work` with this stream as libtorch's: what it computes there is given to this stream, and what it
+    /// allocates is this stream's to use again.
+    ///
+    /// # Errors
+    /// What CUDA says, and what `work` does.
+    pub(crate) fn within<T, E: From<OpsError>>(&self, work: impl FnOnce() -> Result<T, E>) -> Result<T, E> {
+        let mut before = 0;
+        // SAFETY: device and id are those of a stream of the pool (`new`); the place is written to at once.
+        checked(unsafe { ffi::phx_exchange_stream(self.device, self.id, &mut before) })?;
+        let done = work();
+        let mut own = 0;
+        // SAFETY: as above; the id is the one that libtorch gave for its stream before.
+        checked(unsafe { ffi::phx_exchange_stream(self.device, before, &mut own) })?;
+        done
     }
 
     /// An event that has passed when this stream has done what it has been given so far.
@@ -135,7 +164,9 @@ mod tests {
         if crate::cuda::open().is_ok() {
             return; // tried by the GPU check
         }
-        for error in [CudaStream::new(0).unwrap_err(), set_device(0).unwrap_err()] {
+        let refused =
+            [CudaStream::new(0).unwrap_err(), set_device(0).unwrap_err(), current_stream(0).unwrap_err()];
+        for error in refused {
             let error = error.to_string();
             assert!(error.contains("cuda") && !error.contains("frame #"), "{error}");
         }

@@ -80,6 +80,18 @@ pub fn configure_process(threads: usize) {
     }
 }
 
+/// Host memory on a device, for what is computed there from now on; on the CPU a handle of it. The thread does
+/// not wait: what is sent lies in page-locked memory, which libtorch keeps until it has arrived.
+///
+/// # Panics
+/// As tch's operations do: no memory.
+pub fn sent(host: &Tensor, device: Device) -> Tensor {
+    if !device.is_cuda() {
+        return host.to_device(device);
+    }
+    host.pin_memory(device).to_device_(device, host.kind(), true, false)
+}
+
 /// The matrix rate that a rank's FLOPs are measured against, FLOP/s: in bf16 the data sheet's where
 /// the GPU is a known one, else what [`matrix_peak`] measures.
 pub fn peak_flops(device: Device, kind: Kind) -> f64 {
@@ -140,6 +152,12 @@ mod tests {
         let gpus: Vec<Device> =
             (0..3).map(|rank| choose(configs::Device::Cuda, rank, || Ok(2)).unwrap()).collect();
         assert_eq!(gpus, [Device::Cuda(0), Device::Cuda(1), Device::Cuda(0)]);
+    }
+
+    #[test]
+    fn what_is_sent_to_the_cpu_is_there_already() {
+        let host = Tensor::from_slice(&[1i64, 2]);
+        assert_eq!(sent(&host, Device::Cpu).data_ptr(), host.data_ptr());
     }
 
     #[test]

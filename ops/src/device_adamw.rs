@@ -1,5 +1,5 @@
-//! AdamW and sums of squares of buffers on a GPU, by libtorch's operations: the formulas of `adamw`,
-//! in another order of roundings. Works on the CPU as well, where it is tried.
+//! AdamW and sums of squares of buffers on a GPU by libtorch's operations, where the kernels of our own are not
+//! to be had: the formulas of `adamw`, in another order of roundings. Works on the CPU as well, where it is tried.
 
 use crate::OpsError;
 use crate::shim::checked;
@@ -86,27 +86,23 @@ pub(crate) fn adamw(buffers: Buffers<'_>, update: Update) -> Result<(), OpsError
     })
 }
 
-/// Sums of squares of a flat fp32 buffer by chunks of `chunk` elements, the last one shorter: taken in
-/// f64 on its device, told in host memory.
+/// Sums of squares of a flat fp32 buffer by chunks of `chunk` elements, the last one shorter: f64, on its device.
 ///
 /// # Errors
 /// What libtorch says.
-pub(crate) fn chunk_squares(flat: &Tensor, chunk: usize) -> Result<Vec<f64>, OpsError> {
+pub(crate) fn chunk_squares(flat: &Tensor, chunk: usize) -> Result<Tensor, OpsError> {
     let (numel, chunk) = (flat.numel() as i64, chunk as i64);
     let (whole, rest) = (numel / chunk, numel % chunk);
-    let mut sums = Vec::with_capacity((whole + 1) as usize);
-    let mut take = |part: Tensor| -> Result<(), OpsError> {
+    let squares = |part: Tensor| -> Result<Tensor, OpsError> {
         let norms = part.f_norm_scalaropt_dim_dtype(2.0, [1i64].as_slice(), false, Kind::Double)?;
-        sums.extend(Vec::<f64>::try_from(norms)?.into_iter().map(|norm| norm * norm));
-        Ok(())
+        Ok(norms.f_square()?)
     };
-    if whole > 0 {
-        take(flat.f_narrow(0, 0, whole * chunk)?.f_view([whole, chunk])?)?;
+    let wholes = squares(flat.f_narrow(0, 0, whole * chunk)?.f_view([whole, chunk])?)?;
+    if rest == 0 {
+        return Ok(wholes);
     }
-    if rest > 0 {
-        take(flat.f_narrow(0, whole * chunk, rest)?.f_view([1, rest])?)?;
-    }
-    Ok(sums)
+    let last = squares(flat.f_narrow(0, whole * chunk, rest)?.f_view([1, rest])?)?;
+    Ok(Tensor::f_cat(&[wholes, last], 0)?)
 }
 
 #[cfg(test)]
@@ -142,7 +138,7 @@ mod tests {
                 eps: eps as f32,
             };
             let [host_param, host_avg, host_sq] = &mut host;
-            shim::adamw(host_param, &vec(&grad), host_avg, host_sq, pass);
+            shim::adamw(host_param, &vec(&grad), host_avg, host_sq, None, pass);
             let buffers = Buffers { param: &param, grad: &grad, exp_avg: &exp_avg, exp_avg_sq: &exp_avg_sq };
             adamw(buffers, Update { t: t as u64, lr, betas, decay, eps, grad_scale }).unwrap();
         }
@@ -161,7 +157,8 @@ mod tests {
     fn squares_of_chunks_are_those_of_the_pass_over_host_memory() {
         for numel in [0, 1, 4096, 5000] {
             let flat = values(4).narrow(0, 0, numel);
-            let (got, expected) = (chunk_squares(&flat, 4096).unwrap(), shim::sum_squares(&vec(&flat), 4096));
+            let got = Vec::<f64>::try_from(chunk_squares(&flat, 4096).unwrap()).unwrap();
+            let expected = shim::sum_squares(&vec(&flat), 4096);
             assert_eq!(got.len(), expected.len());
             for (got, expected) in got.iter().zip(expected) {
                 assert!((got / expected - 1.0).abs() < 1e-12, "{got} {expected}");

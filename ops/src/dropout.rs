@@ -2,6 +2,7 @@
 //! place in the layer and element, so that ranks, their order and recomputation change nothing.
 //! Knows no model: where a mask is used is its caller's.
 
+use crate::{device, kernels};
 use configs::Philox;
 use tch::Tensor;
 
@@ -26,25 +27,43 @@ impl Dropout {
     /// 1 / (1 - p) elsewhere, so that the expectation stays (Srivastava et al. 2014). The same shape,
     /// kind and device.
     pub fn mask(&self, layer: u32, place: u32, like: &Tensor) -> Tensor {
+        let made = kernels::dropout::mask(self, layer, place, like);
+        if let Some(mask) = made.unwrap_or_else(|error| panic!("dropout: {error}")) {
+            return mask;
+        }
         let size = like.size();
         let mut mask = vec![0f32; like.numel()];
         let rows = mask.chunks_mut((like.numel() / size[0].max(1) as usize).max(1));
         for (sample, row) in (self.first_sample..).zip(rows) {
             self.fill(sample, layer, place, row);
         }
-        Tensor::from_slice(&mask).view(size.as_slice()).to_device(like.device()).to_kind(like.kind())
+        device::sent(&Tensor::from_slice(&mask).view(size.as_slice()), like.device()).to_kind(like.kind())
+    }
+
+    /// Of the random numbers that say which numbers a sample has.
+    pub(crate) fn key(&self) -> u64 {
+        self.seed ^ DOMAIN
+    }
+
+    /// An element is dropped whose word is below this.
+    pub(crate) fn dropped_below(&self) -> u32 {
+        (self.p * 4_294_967_296.0) as u32
+    }
+
+    /// What the others are multiplied by.
+    pub(crate) fn kept(&self) -> f32 {
+        (1.0 / (1.0 - self.p)) as f32
     }
 
     fn fill(&self, sample: u64, layer: u32, place: u32, row: &mut [f32]) {
-        let [a, b, ..] = Philox::new(self.seed ^ DOMAIN).at([
+        let [a, b, ..] = Philox::new(self.key()).at([
             self.step as u32,
             (self.step >> 32) as u32,
             sample as u32,
             (sample >> 32) as u32,
         ]);
         let random = Philox::new(u64::from(b) << 32 | u64::from(a));
-        let dropped_below = (self.p * 4_294_967_296.0) as u32;
-        let kept = (1.0 / (1.0 - self.p)) as f32;
+        let (dropped_below, kept) = (self.dropped_below(), self.kept());
         for (block, four) in row.chunks_mut(4).enumerate() {
             let words = random.at([block as u32, (block as u64 >> 32) as u32, layer, place]);
             for (value, word) in four.iter_mut().zip(words) {

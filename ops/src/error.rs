@@ -18,6 +18,17 @@ pub enum OpsError {
         /// What it was given.
         got: String,
     },
+    /// A kernel of our own that a GPU would not take.
+    #[error(
+        "the kernel {kernel}: {why}\nhint: an error of work before it can show here; CUDA_LAUNCH_BLOCKING=1 \
+             makes each show where it happens"
+    )]
+    Kernel {
+        /// Its name.
+        kernel: String,
+        /// CUDA's words.
+        why: String,
+    },
     /// CUDA was asked for by name, and there is none.
     #[error("parallel.device = \"cuda\": {0}; or set parallel.device = \"cpu\" or \"auto\"")]
     NoCuda(#[from] NoCuda),

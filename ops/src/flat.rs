@@ -126,12 +126,23 @@ pub(crate) fn slice_mut<'a>(op: &'static str, tensor: &'a mut Tensor) -> Result<
     Ok(unsafe { std::slice::from_raw_parts_mut(tensor.data_ptr().cast::<f32>(), tensor.numel()) })
 }
 
+/// The bits of the elements of a CPU bf16 contiguous tensor, to be changed.
+pub(crate) fn halves_mut<'a>(op: &'static str, tensor: &'a mut Tensor) -> Result<&'a mut [u16], OpsError> {
+    check(op, tensor, Kind::BFloat16, "a contiguous bf16 tensor on the CPU")?;
+    // SAFETY: as in `slice_mut`; any 16 bits are a bf16 number.
+    Ok(unsafe { std::slice::from_raw_parts_mut(tensor.data_ptr().cast::<u16>(), tensor.numel()) })
+}
+
 fn check_flat(op: &'static str, tensor: &Tensor) -> Result<(), OpsError> {
-    if tensor.kind() == Kind::Float && tensor.device() == Device::Cpu && tensor.is_contiguous() {
+    check(op, tensor, Kind::Float, "a contiguous fp32 tensor on the CPU")
+}
+
+fn check(op: &'static str, tensor: &Tensor, kind: Kind, expected: &'static str) -> Result<(), OpsError> {
+    if tensor.kind() == kind && tensor.device() == Device::Cpu && tensor.is_contiguous() {
         return Ok(());
     }
     let got = format!("{:?} {:?} on {:?}", tensor.kind(), tensor.size(), tensor.device());
-    Err(OpsError::Argument { op, expected: "a contiguous fp32 tensor on the CPU", got })
+    Err(OpsError::Argument { op, expected, got })
 }
 
 #[cfg(test)]

@@ -16,12 +16,13 @@ mod exact_sum;
 mod flat;
 pub mod gpu_health;
 mod gradient_tree;
+pub mod kernels;
 mod linear;
 mod loss;
 mod mlp;
 mod shim;
 
-pub use adamw::{AdamWSlice, AdamWStep, Moments, NORM_CHUNK, adamw, add_squares};
+pub use adamw::{AdamWSlice, AdamWStep, Moments, NORM_CHUNK, Squares, adamw};
 pub use attention::{attention, attention_with_mask};
 pub use dropout::{Dropout, dropped};
 pub use error::OpsError;

@@ -1,9 +1,13 @@
 //! Cross-entropy through a tied head, forward and backward in one, a chunk of rows at a time: the full
 //! matrix of logits never exists. Knows no model.
 
+use crate::kernels::{self, cross_entropy};
 use crate::linear::has_products;
 use crate::shim::HeadLoss;
 use tch::{Kind, Tensor};
+
+/// What writes a chunk's losses and gradients.
+type Kernel<'a> = &'a dyn Fn(cross_entropy::Input<'_>) -> Tensor;
 
 /// The head: hidden states against the rows of the token embedding.
 #[derive(Debug)]
@@ -71,17 +75,71 @@ impl Head<'_> {
 
     /// As [`Head::loss`], and the gradients of that sum times `scale`: that of the hidden states
     /// `[N, C]` is returned, that of the weight is added to `weight_grad`, `[V padded, C]` fp32, that of the
-    /// bias to its own.
+    /// bias to its own. The sum is a scalar in f64 on the device, so that nobody has to wait for it here.
     pub fn loss_and_grad(
         &self,
         hidden: &Tensor,
         targets: &Tensor,
         weight_grad: &Tensor,
         scale: f64,
-    ) -> (f64, Tensor) {
+    ) -> (Tensor, Tensor) {
         if self.bias.is_none() && has_products(hidden) {
             return self.products(hidden, targets, weight_grad, scale);
         }
+        let kernel: Kernel<'_> = &|input| match cross_entropy::loss_and_grad(input) {
+            Ok(losses) => losses.expect("the kernel was there just now"),
+            Err(error) => panic!("the head's loss: {error}"),
+        };
+        if kernels::there(kernels::CROSS_ENTROPY, hidden.device()) {
+            self.by_kernel(hidden, targets, weight_grad, scale, kernel)
+        } else {
+            self.by_torch(hidden, targets, weight_grad, scale)
+        }
+    }
+
+    /// By a kernel that writes gradients over logits in their precision. Padded ids take part in the products,
+    /// whose sides are then multiples of what matrix units like, with gradients of zero.
+    fn by_kernel(
+        &self,
+        hidden: &Tensor,
+        targets: &Tensor,
+        weight_grad: &Tensor,
+        scale: f64,
+        kernel: Kernel<'_>,
+    ) -> (Tensor, Tensor) {
+        let weight = self.weight.detach();
+        let mut weight_grad = weight_grad.shallow_clone();
+        let hidden_grad = hidden.empty_like();
+        let (mut sum, mut start) = (Tensor::zeros([], (Kind::Double, hidden.device())), 0);
+        let bias = self.bias.map(|bias| bias.values.detach().to_kind(hidden.kind()));
+        let targets = targets.contiguous();
+        for (hidden, targets) in hidden.split(self.chunk(), 0).iter().zip(targets.split(self.chunk(), 0)) {
+            let logits = hidden.matmul(&weight.transpose(0, 1));
+            let losses = kernel(cross_entropy::Input {
+                logits: &logits,
+                bias: bias.as_ref(),
+                targets: &targets,
+                vocab_size: self.vocab_size,
+                scale,
+            });
+            sum += losses.sum(Kind::Double);
+            let logits_grad = logits;
+            self.add_bias_grad(&logits_grad.narrow(1, 0, self.vocab_size));
+            let rows = hidden.size()[0];
+            let _ = logits_grad.mm_out(&hidden_grad.narrow(0, start, rows), &weight);
+            add_product(&mut weight_grad, &logits_grad, hidden);
+            start += rows;
+        }
+        (sum, hidden_grad)
+    }
+
+    fn by_torch(
+        &self,
+        hidden: &Tensor,
+        targets: &Tensor,
+        weight_grad: &Tensor,
+        scale: f64,
+    ) -> (Tensor, Tensor) {
         let weight = self.rows();
         let mut weight_grad = weight_grad.narrow(0, 0, self.vocab_size);
         let hidden_grad = hidden.empty_like();
@@ -96,26 +154,32 @@ impl Head<'_> {
             let _ = logits_grad.subtract_(&lse).exp_();
             let _ = logits_grad.scatter_add_(1, &targets, &targets.full_like(-1.0).to_kind(Kind::Float));
             let _ = logits_grad.g_mul_scalar_(scale);
-            if let Some(bias_grad) = self.bias.as_ref().and_then(|bias| bias.grad) {
-                let rows: &[i64] = &[0];
-                let _ =
-                    bias_grad.shallow_clone().g_add_(&logits_grad.sum_dim_intlist(rows, false, Kind::Float));
-            }
+            self.add_bias_grad(&logits_grad);
             let logits_grad = logits_grad.to_kind(hidden.kind());
             let rows = hidden.size()[0];
             let _ = logits_grad.mm_out(&hidden_grad.narrow(0, start, rows), &weight);
-            if hidden.kind() == Kind::Float {
-                let _ = weight_grad.addmm_(&logits_grad.transpose(0, 1), hidden);
-            } else {
-                let _ = weight_grad.g_add_(&logits_grad.transpose(0, 1).matmul(hidden));
-            }
+            add_product(&mut weight_grad, &logits_grad, hidden);
             start += rows;
         }
-        (sum.double_value(&[]), hidden_grad)
+        (sum, hidden_grad)
+    }
+
+    fn add_bias_grad(&self, logits_grad: &Tensor) {
+        if let Some(bias_grad) = self.bias.as_ref().and_then(|bias| bias.grad) {
+            let rows: &[i64] = &[0];
+            let sum = logits_grad.sum_dim_intlist(rows, false, Kind::Float);
+            let _ = bias_grad.shallow_clone().g_add_(&sum);
+        }
     }
 
     /// The same by the CPU's matrix unit: logits are bf16, and become their gradients where they lie.
-    fn products(&self, hidden: &Tensor, targets: &Tensor, weight_grad: &Tensor, scale: f64) -> (f64, Tensor) {
+    fn products(
+        &self,
+        hidden: &Tensor,
+        targets: &Tensor,
+        weight_grad: &Tensor,
+        scale: f64,
+    ) -> (Tensor, Tensor) {
         let (hidden, head) = (hidden.contiguous(), self.weight.detach());
         let hidden_grad = hidden.empty_like();
         let chunk = self.chunk().min(hidden.size()[0]);
@@ -136,7 +200,16 @@ impl Head<'_> {
             nats += loss.run().unwrap_or_else(|error| panic!("the head's loss: {error}"));
             start += rows;
         }
-        (nats, hidden_grad)
+        (Tensor::from(nats), hidden_grad)
+    }
+}
+
+/// Adds the gradient of a weight, fp32, given those of the products `[N, V]` and their rows `[N, C]`.
+fn add_product(weight_grad: &mut Tensor, logits_grad: &Tensor, hidden: &Tensor) {
+    if hidden.kind() == Kind::Float {
+        let _ = weight_grad.addmm_(&logits_grad.transpose(0, 1), hidden);
+    } else {
+        let _ = weight_grad.g_add_(&logits_grad.transpose(0, 1).matmul(hidden));
     }
 }
 
@@ -164,6 +237,7 @@ mod tests {
         let head = Head { weight: &weight, vocab_size: v, bias: None };
         let weight_grad = Tensor::zeros([padded, c], options);
         let (loss, hidden_grad) = head.loss_and_grad(&hidden.detach(), &targets, &weight_grad, 0.5);
+        let loss = loss.double_value(&[]);
         assert!((loss / expected.double_value(&[]) - 1.0).abs() < 1e-6);
         assert!((head.loss(&hidden.detach(), &targets) - loss).abs() < 1e-4);
         assert!((hidden_grad - hidden.grad()).abs().max().double_value(&[]) < 1e-5);
@@ -186,6 +260,7 @@ mod tests {
         let bias = Some(Bias { values: &values, grad: Some(&grad) });
         let head = Head { weight: &weight, vocab_size: v, bias };
         let (loss, _) = head.loss_and_grad(&hidden, &targets, &Tensor::zeros([padded, c], options), 0.5);
+        let loss = loss.double_value(&[]);
         assert!((loss / expected.double_value(&[]) - 1.0).abs() < 1e-6);
         assert!((head.loss(&hidden, &targets) / loss - 1.0).abs() < 1e-6);
         assert!((grad - values.grad().narrow(0, 0, v)).abs().max().double_value(&[]) < 1e-5);
@@ -202,7 +277,7 @@ mod tests {
             let grad = Tensor::zeros([v, c], options);
             let head = Head { weight, vocab_size: v, bias: None };
             let (loss, hidden_grad) = head.loss_and_grad(hidden, &targets, &grad, 1.0);
-            (loss, hidden_grad.to_kind(Kind::Float), grad)
+            (loss.double_value(&[]), hidden_grad.to_kind(Kind::Float), grad)
         };
         let (loss, hidden_grad, weight_grad) = both(&hidden, &weight);
         let exact = both(&hidden.to_kind(Kind::Float), &weight.to_kind(Kind::Float));
@@ -210,6 +285,32 @@ mod tests {
         let off = |a: &Tensor, b: &Tensor| ((a - b).norm() / b.norm()).double_value(&[]);
         assert!(off(&hidden_grad, &exact.1) < 2e-2);
         assert!(off(&weight_grad, &exact.2) < 2e-2);
+    }
+
+    #[test]
+    fn by_a_kernel_the_loss_and_all_gradients_are_those_of_libtorchs_operations() {
+        let (n, c, v, padded) = (37, 24, 50, 128);
+        for (kind, limit) in [(Kind::Float, 1e-5), (Kind::BFloat16, 2e-2)] {
+            let random = |size: &[i64]| Tensor::randn(size, (Kind::Float, Device::Cpu)).to_kind(kind);
+            let (hidden, weight, values) = (random(&[n, c]), random(&[padded, c]), random(&[padded]));
+            let targets = Tensor::randint(v, [n], (Kind::Int64, Device::Cpu));
+            let kernel: Kernel<'_> = &cross_entropy::by_torch::loss_and_grad;
+            let both = [Some(kernel), None].map(|kernel| {
+                let [grad, bias_grad] = [vec![padded, c], vec![v]]
+                    .map(|size| Tensor::zeros(size.as_slice(), (Kind::Float, Device::Cpu)));
+                let bias = Some(Bias { values: &values, grad: Some(&bias_grad) });
+                let head = Head { weight: &weight, vocab_size: v, bias };
+                let (loss, hidden_grad) = match kernel {
+                    Some(kernel) => head.by_kernel(&hidden, &targets, &grad, 0.5, kernel),
+                    None => head.by_torch(&hidden, &targets, &grad, 0.5),
+                };
+                [loss, hidden_grad, grad, bias_grad].map(|tensor| tensor.to_kind(Kind::Double))
+            });
+            for (got, expected) in both[0].iter().zip(&both[1]) {
+                let off = ((got - expected).norm() / expected.norm()).double_value(&[]);
+                assert!(off < limit, "{kind:?}: {off}");
+            }
+        }
     }
 
     #[test]

@@ -1,7 +1,7 @@
 //! The C++ shim's functions, bound. The only place that knows their C signatures.
 
 use crate::OpsError;
-use crate::attention::{Division, Windowed};
+use crate::attention::{Division, Sequences, Windowed};
 use std::ffi::{CStr, c_char, c_int};
 use tch::{Device, Kind, Tensor};
 use torch_sys::C_tensor;
@@ -35,6 +35,7 @@ mod ffi {
             grad: *const f32,
             exp_avg: *mut f32,
             exp_avg_sq: *mut f32,
+            rounded: *mut u16,
             n: i64,
             grad_scale: f32,
             keep: f32,
@@ -59,6 +60,14 @@ mod ffi {
             k: *const C_tensor,
             v: *const C_tensor,
             pieces: *const i64,
+            n_pieces: i64,
+        ) -> *mut C_tensor;
+        pub(super) fn phx_document_attention(
+            q: *const C_tensor,
+            k: *const C_tensor,
+            v: *const C_tensor,
+            tensors: *const *const C_tensor,
+            numbers: *const i64,
             n_pieces: i64,
         ) -> *mut C_tensor;
         pub(super) fn phx_has_products() -> c_int;
@@ -261,6 +270,29 @@ pub(crate) fn windowed_attention(
     }
 }
 
+/// Attention of `[B, H, T, D]` merged from sequences of rows, the first piece of which has every row.
+pub(crate) fn document_attention(
+    q: &Tensor,
+    k: &Tensor,
+    v: &Tensor,
+    pieces: &[Sequences],
+) -> Result<Tensor, OpsError> {
+    let pointer = |rows: &Option<Tensor>| rows.as_ref().map_or(std::ptr::null(), Tensor::as_ptr);
+    let tensors: Vec<*const C_tensor> = pieces
+        .iter()
+        .flat_map(|piece| [pointer(&piece.queries), pointer(&piece.keys), piece.ends.as_ptr()])
+        .collect();
+    let numbers: Vec<i64> = pieces.iter().flat_map(|piece| [piece.longest, piece.window]).collect();
+    // SAFETY: the tensors and the numbers outlive the call, three and two for each piece; the shim keeps
+    // handles of its own. That rows lie within `[B T]` is what `Sequences` is made of. What is returned is null
+    // or a new tensor, whose ownership passes to the Tensor here.
+    unsafe {
+        let (tensors, numbers, n) = (tensors.as_ptr(), numbers.as_ptr(), pieces.len() as i64);
+        let out = ffi::phx_document_attention(q.as_ptr(), k.as_ptr(), v.as_ptr(), tensors, numbers, n);
+        if out.is_null() { Err(last_error()) } else { Ok(Tensor::from_ptr(out)) }
+    }
+}
+
 fn described(division: &Division) -> ffi::Piece {
     let Division { piece, first, end, rows, blocks, chunks } = division;
     let queries = piece.queries.len();
@@ -291,26 +323,30 @@ pub(crate) struct AdamWPass {
     pub(crate) eps: f32,
 }
 
-/// One pass over four slices of equal length.
+/// One pass over slices of equal length; `rounded`, if it is there, gets the parameters as bf16.
 pub(crate) fn adamw(
     param: &mut [f32],
     grad: &[f32],
     exp_avg: &mut [f32],
     exp_avg_sq: &mut [f32],
+    rounded: Option<&mut [u16]>,
     pass: AdamWPass,
 ) {
     let n = param.len();
     assert!(grad.len() == n && exp_avg.len() == n && exp_avg_sq.len() == n, "slices of one shape");
+    assert!(rounded.as_ref().is_none_or(|rounded| rounded.len() == n), "slices of one shape");
+    let rounded = rounded.map_or(std::ptr::null_mut(), <[u16]>::as_mut_ptr);
     let AdamWPass { grad_scale, keep, betas, step_size, root_scale, eps } = pass;
     let ([beta1, beta2], [rest1, rest2]) = (betas.map(|b| b as f32), betas.map(|b| (1.0 - b) as f32));
-    // SAFETY: four slices of n elements, disjoint because three are exclusive borrows; the shim reads
-    // and writes exactly n elements of each and keeps no pointer.
+    // SAFETY: slices of n elements, disjoint because all but one are exclusive borrows; the shim reads and
+    // writes exactly n elements of each, none of a null one, and keeps no pointer.
     unsafe {
         ffi::phx_adamw(
             param.as_mut_ptr(),
             grad.as_ptr(),
             exp_avg.as_mut_ptr(),
             exp_avg_sq.as_mut_ptr(),
+            rounded,
             n as i64,
             grad_scale,
             keep,

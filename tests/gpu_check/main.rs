@@ -44,19 +44,22 @@ fn what_is_packed_runs_and_reports_with_the_cpu_in_the_place_of_a_gpu() {
     gpu_check(&pack.join("gpu-check"), &scratch, &["--device", "cpu", "--out", "out"]).expect_code(0);
     let report = std::fs::read_to_string(scratch.join("out/gpu-check.md")).unwrap();
     for line in [
-        "All 9 checks held.",
+        "All 23 checks held.",
         "| device | the CPU in the place of a GPU: a trial of the check |",
         "| forward and backward in fp32 are the CPU's | held |",
         "| 4 steps in bf16 follow the CPU's curve | held |",
         "| 2 ranks on one device pass the behaviour suite through host memory | held |",
         "| 2 ranks on one device follow the CPU's curve of 4 steps in fp32 | held | farthest loss 0 (at most ",
+        "| residual and layer norm in bf16 is float64's | held |",
+        "| two runs have the same bits | held | farthest loss 0 (at most 0) |",
+        "| a step at the tiny shape by phase | held | forward ",
         "| tiny | fp32 | 2 x 64 | phalanx |",
     ] {
         assert!(report.contains(line), "no {line:?} in\n{report}");
     }
     let json = std::fs::read_to_string(scratch.join("out/gpu-check.json")).unwrap();
     let json: serde_json::Value = serde_json::from_str(&json).unwrap();
-    assert_eq!(json["checks"].as_array().unwrap().len(), 9);
+    assert_eq!(json["checks"].as_array().unwrap().len(), 23);
     assert!(json["speeds"][0]["mfu"].as_f64().unwrap() > 0.0);
 }
 
@@ -70,7 +73,7 @@ fn a_part_that_breaks_off_is_in_the_report_and_exits_1() {
     ended.expect_code(1);
     let report = std::fs::read_to_string(scratch.join("out/gpu-check.md")).unwrap();
     for line in
-        ["**1 of 7 checks failed.**", "| the part ranks comes to its end | **failed** | exit code 7 |"]
+        ["**1 of 21 checks failed.**", "| the part ranks comes to its end | **failed** | exit code 7 |"]
     {
         assert!(report.contains(line), "no {line:?} in\n{report}");
     }

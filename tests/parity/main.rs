@@ -177,8 +177,14 @@ fn ten_adamw_updates_equal_torch() {
             let mut moments =
                 Moments { exp_avg: part(&moments.exp_avg), exp_avg_sq: part(&moments.exp_avg_sq) };
             let (param, grad) = (&part(&param), &part(&grad));
-            let mut slice =
-                AdamWSlice { spec: &spec, range: range.clone(), param, grad, moments: &mut moments };
+            let mut slice = AdamWSlice {
+                spec: &spec,
+                range: range.clone(),
+                param,
+                grad,
+                moments: &mut moments,
+                weights: None,
+            };
             ops::adamw(&mut slice, &optim, update).unwrap();
         }
         for tensor in &spec.tensors {

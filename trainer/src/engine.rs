@@ -14,7 +14,7 @@ use crate::weights::Parameters;
 use configs::{Documents, Doing, Recompute, Shard};
 use ops::{Dropout, ExactSum, Head};
 use std::time::Instant;
-use tch::{Device, Tensor};
+use tch::{Device, Kind, Tensor};
 
 /// One pass's tokens: `inputs` and `targets`, `[B, T]` i64 each.
 #[derive(Debug)]
@@ -38,7 +38,7 @@ pub struct MicroBatch {
 impl MicroBatch {
     /// From rows of T + 1 consecutive tokens, without dropout.
     pub fn from_rows(tokens: &[i64], row_len: usize, device: Device) -> MicroBatch {
-        let rows = Tensor::from_slice(tokens).view([-1, row_len as i64]).to_device(device);
+        let rows = ops::device::sent(&Tensor::from_slice(tokens).view([-1, row_len as i64]), device);
         let t = row_len as i64 - 1;
         let (inputs, targets) = (rows.narrow(1, 0, t).contiguous(), rows.narrow(1, 1, t).contiguous());
         MicroBatch::new(inputs, targets)
@@ -85,7 +85,8 @@ pub struct Engine<'a> {
     parameters: Parameters<'a>,
     gradients: Gradients<'a>,
     recompute: bool,
-    losses: Vec<f64>,
+    /// Each micro-batch's, a scalar on the device: read when the step is complete.
+    losses: Vec<Tensor>,
     pulse: Pulse,
 }
 
@@ -305,13 +306,13 @@ impl<'a> Engine<'a> {
         batch: &MicroBatch,
         hidden: &Tensor,
         scale: f64,
-    ) -> Result<(f64, Tensor), TrainError> {
+    ) -> Result<(Tensor, Tensor), TrainError> {
         let wte_grad = self.token_grad()?;
         let head = self.model.head(self.parameters.get(TOKENS)?);
         let (loss, grad) = tch::no_grad(|| {
             let (rows, targets) = (batch.picked(hidden), batch.targets.view([-1]));
             if targets.numel() == 0 {
-                return (0.0, hidden.zeros_like());
+                return (Tensor::from(0.0), hidden.zeros_like());
             }
             let (loss, grad) = head.loss_and_grad(&rows, &targets, &wte_grad, scale);
             match &batch.target_rows {
@@ -333,7 +334,7 @@ impl<'a> Engine<'a> {
         dropout: Option<&Dropout>,
         hidden: &Tensor,
         hidden_grad: &Tensor,
-    ) -> Result<f64, TrainError> {
+    ) -> Result<Tensor, TrainError> {
         let index = self.task_segment();
         self.pulse.on(Doing::Backward, index);
         let rows = task.pick(hidden).detach().set_requires_grad(true);
@@ -342,7 +343,7 @@ impl<'a> Engine<'a> {
         self.gradients.backward(index, self.parameters.get(index)?, &loss, &output_grad)?;
         self.parameters.release(index)?;
         let _ = hidden_grad.flatten(0, 1).index_add_(0, &task.extract, &rows.grad());
-        Ok(loss.double_value(&[]) * task.scale)
+        Ok(loss.detach().to_kind(Kind::Double) * task.scale)
     }
 
     /// The segment of a task's layer: it comes after all of the model's.
@@ -453,7 +454,7 @@ impl<'a> Engine<'a> {
         let squares = self.gradients.finish()?;
         timing.add(Phase::Optimizer, started);
         timing.shift(Phase::Optimizer, Phase::Reduce, self.gradients.take_waited());
-        let (losses, own) = (std::mem::take(&mut self.losses), self.gradients.take_own_squares());
+        let (losses, own) = (read(&std::mem::take(&mut self.losses))?, self.gradients.take_own_squares()?);
         Ok(Gradient { losses, squares, own })
     }
 
@@ -572,4 +573,14 @@ impl<'a> Engine<'a> {
         *size.last_mut().expect("hidden states have a last dimension") = logits.size()[1];
         Ok(logits.view(size.as_slice()))
     }
+}
+
+/// The numbers of scalars in f64, wherever they are, in one go.
+fn read(scalars: &[Tensor]) -> Result<Vec<f64>, TrainError> {
+    let Some(device) = scalars.iter().map(Tensor::device).find(|device| device.is_cuda()) else {
+        return Ok(scalars.iter().map(|scalar| scalar.double_value(&[])).collect());
+    };
+    let together: Vec<Tensor> = scalars.iter().map(|scalar| scalar.reshape([1]).to_device(device)).collect();
+    let together = Tensor::f_cat(&together, 0).map_err(ops::OpsError::from)?;
+    Ok(Vec::<f64>::try_from(together).map_err(ops::OpsError::from)?)
 }

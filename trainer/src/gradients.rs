@@ -11,7 +11,7 @@ use crate::pulse::Pulse;
 use crate::weights::{Parameters, narrow, shared_zeros};
 use configs::{Shard, owned_range, slice_numel};
 use ops::collectives::{Communicator, Operation, Pending, Wire};
-use ops::{ExactSum, GradientTree, Weights, mapped_zeros};
+use ops::{ExactSum, GradientTree, Squares, Weights, mapped_zeros};
 use std::collections::VecDeque;
 use std::ops::Range;
 use std::time::{Duration, Instant};
@@ -34,8 +34,8 @@ pub struct Gradients<'a> {
     /// This rank's micro-batches of the step, and how many are done.
     leaves: u64,
     leaf: u64,
-    /// The squares of what leaves, before others' is added; none if they are not asked for.
-    own: Option<OwnSquares>,
+    /// Of how many parts, and the squares of what leaves before others' is added; none if they are not asked for.
+    own: Option<(u64, Squares)>,
     waited: Duration,
     pulse: Pulse,
 }
@@ -126,7 +126,7 @@ impl<'a> Gradients<'a> {
         }
         let ranks = self.comm.world_size() as u64;
         let parts = if self.takes_every_leaf() { leaves * ranks } else { ranks };
-        self.own = own_squares.then(|| OwnSquares { parts, squares: ExactSum::default() });
+        self.own = own_squares.then(|| (parts, Squares::default()));
     }
 
     /// The buffer to which the present micro-batch's gradient of a segment is to be added, `[numel]` fp32.
@@ -169,8 +169,8 @@ impl<'a> Gradients<'a> {
         let (wire, shard_numel) = (self.wire, slice_numel(slot.numel, self.comm.world_size()));
         let buffer = slot.open.take();
         let filled = buffer.as_ref().unwrap_or(&slot.sum);
-        if let Some(own) = self.own.as_mut().filter(|_| last || every_leaf) {
-            ops::add_squares(&mut own.squares, filled)?;
+        if let Some((_, own)) = self.own.as_mut().filter(|_| last || every_leaf) {
+            own.add(filled)?;
         }
         let leaves = match (&buffer, &mut self.tree) {
             (Some(_), _) => true,
@@ -220,16 +220,20 @@ impl<'a> Gradients<'a> {
         while !self.in_flight.is_empty() {
             self.retire()?;
         }
-        let mut squares = ExactSum::default();
+        let mut squares = Squares::default();
         for slot in &self.slots {
-            ops::add_squares(&mut squares, &slot.owned_sum(self.shard))?;
+            squares.add(&slot.owned_sum(self.shard))?;
         }
-        Ok(squares)
+        Ok(squares.read()?)
     }
 
     /// The squares of the step's parts, if they were asked for.
-    pub fn take_own_squares(&mut self) -> Option<OwnSquares> {
-        self.own.take()
+    ///
+    /// # Errors
+    /// What libtorch says.
+    pub fn take_own_squares(&mut self) -> Result<Option<OwnSquares>, TrainError> {
+        let Some((parts, squares)) = self.own.take() else { return Ok(None) };
+        Ok(Some(OwnSquares { parts, squares: squares.read()? }))
     }
 
     /// The gradient of the elements whose master this rank holds, after [`Gradients::finish`].

@@ -10,7 +10,7 @@ use tch::{Kind, Tensor};
 /// The loss of a masked model, and what its transform's segment is differentiated from.
 pub(crate) struct MaskedLoss {
     /// Summed over the targets, nats.
-    pub(crate) loss: f64,
+    pub(crate) loss: Tensor,
     /// The transformed hidden states and the head's bias, end to end, with their graph.
     pub(crate) output: Tensor,
     /// The gradient of the scaled loss of it.
@@ -64,7 +64,7 @@ impl Gpt {
         let bias_grad = Tensor::zeros([v], (Kind::Float, hidden.device()));
         let (loss, hidden_grad) = tch::no_grad(|| {
             if targets.numel() == 0 {
-                return (0.0, hidden.zeros_like());
+                return (Tensor::from(0.0), hidden.zeros_like());
             }
             let head = self.masked_head(wte, mlm, Some(&bias_grad));
             head.loss_and_grad(&hidden.detach(), targets, wte_grad, scale)

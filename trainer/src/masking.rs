@@ -96,7 +96,7 @@ impl Masking {
                 inputs[first + position] = becomes;
             }
         }
-        let on_device = |values: &[i64]| Tensor::from_slice(values).to_device(device);
+        let on_device = |values: &[i64]| ops::device::sent(&Tensor::from_slice(values), device);
         let inputs = on_device(&inputs).view([-1, t as i64]);
         MicroBatch { target_rows: Some(on_device(&picked)), ..MicroBatch::new(inputs, on_device(&targets)) }
     }

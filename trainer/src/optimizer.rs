@@ -47,15 +47,17 @@ impl Optimizer {
         engine.parameters_mut().settle()?;
         for (index, moments) in self.moments.iter_mut().enumerate() {
             let parameters = engine.parameters();
+            let weights = parameters.rounded(index);
             let mut slice = AdamWSlice {
                 spec: parameters.spec(index),
                 range: parameters.held(index),
                 param: parameters.master(index),
                 grad: &engine.gradients().of_held(index),
                 moments,
+                weights: weights.as_ref(),
             };
             ops::adamw(&mut slice, &self.config, AdamWStep { lr, t: step + 1, grad_scale })?;
         }
-        engine.parameters_mut().publish()
+        engine.parameters_mut().send()
     }
 }

@@ -2,6 +2,7 @@
 
 use serde::Serialize;
 use std::time::{Duration, Instant};
+use tch::Device;
 
 /// The phases of a step.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -47,9 +48,18 @@ impl PhaseSeconds {
 #[derive(Debug, Default)]
 pub struct Timing {
     seconds: PhaseSeconds,
+    /// The GPU that is waited for wherever a phase ends; none: a phase is as long as its work is being given.
+    waits_for: Option<usize>,
 }
 
 impl Timing {
+    /// A stopwatch that waits for a GPU at the end of each phase, so that its work is in it: for profiles, not
+    /// for training, which it holds up.
+    pub(crate) fn of_device(device: Device) -> Timing {
+        let waits_for = if let Device::Cuda(index) = device { Some(index) } else { None };
+        Timing { waits_for, ..Timing::default() }
+    }
+
     /// Now, to be handed to [`Timing::add`].
     pub fn now(&self) -> Instant {
         Instant::now()
@@ -57,6 +67,9 @@ impl Timing {
 
     /// Adds what has passed since `started` to a phase, and returns now.
     pub fn add(&mut self, phase: Phase, started: Instant) -> Instant {
+        if let Some(gpu) = self.waits_for {
+            tch::Cuda::synchronize(gpu as i64);
+        }
         let now = Instant::now();
         *self.of(phase) += (now - started).as_secs_f64();
         now

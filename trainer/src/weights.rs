@@ -189,17 +189,35 @@ impl<'a> Parameters<'a> {
         Ok(())
     }
 
-    /// Makes the weights follow the masters, after an update: rounds them to the precision that computes
-    /// and starts to gather what the ranks have changed.
+    /// What the held elements' masters are rounded to, `[held.len()]`, where weights stay and have another
+    /// precision than their masters: whoever changes the masters may change it too, and then [`send`] it.
+    ///
+    /// [`send`]: Parameters::send
+    pub fn rounded(&self, index: usize) -> Option<Tensor> {
+        let Segment { held, weights, .. } = &self.segments[index];
+        weights.as_ref().filter(|_| self.kind != Kind::Float).map(|weights| narrow(weights.flat(), held))
+    }
+
+    /// Makes the weights follow the masters: rounds them to the precision that computes and sends them.
     ///
     /// # Errors
     /// A failed collective.
     pub fn publish(&mut self) -> Result<(), TrainError> {
+        for index in 0..self.segments.len() {
+            if let Some(mut rounded) = self.rounded(index) {
+                rounded.copy_(&self.segments[index].master);
+            }
+        }
+        self.send()
+    }
+
+    /// Starts to gather what the ranks have changed of weights that stay.
+    ///
+    /// # Errors
+    /// A failed collective.
+    pub fn send(&mut self) -> Result<(), TrainError> {
         for segment in &mut self.segments {
             let Some(weights) = &segment.weights else { continue };
-            if self.kind != Kind::Float {
-                narrow(weights.flat(), &segment.held).copy_(&segment.master);
-            }
             if self.shard != Shard::None {
                 segment.gather = Some(self.comm.start(gathering(&segment.spec, self.comm), weights.flat())?);
             }

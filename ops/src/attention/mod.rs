@@ -1,12 +1,14 @@
 //! Attention over the pairs that a pattern keeps, at a cost that grows with them, and which way to compute
 //! it where: on the CPU a kernel of our own, or libtorch's. Knows no model.
 
+mod documents;
 mod plan;
 mod sdpa;
 #[cfg(test)]
 mod tests;
 mod windowed;
 
+pub(crate) use documents::Sequences;
 pub(crate) use plan::Division;
 pub use sdpa::attention_with_mask;
 pub(crate) use windowed::Windowed;
@@ -45,6 +47,11 @@ pub fn attention(
         (narrow, None) if windowed::has_windows(q) && narrow.is_causal() => {
             let pieces = windowed::windows(narrow, t).expect("a causal pattern has windows");
             crate::shim::windowed_attention(q, k, v, &pieces)
+                .unwrap_or_else(|error| panic!("attention: {error}"))
+        }
+        (narrow, Some(documents)) if windowed::has_windows(q) && narrow.is_causal() => {
+            let pieces = documents::sequences(narrow, documents, q.device());
+            crate::shim::document_attention(q, k, v, &pieces)
                 .unwrap_or_else(|error| panic!("attention: {error}"))
         }
         (Pattern::Banded(w), None) => sdpa::banded(q, k, v, w as i64),

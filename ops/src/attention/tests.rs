@@ -200,6 +200,26 @@ fn pieces_merged_by_their_log_sum_exp_equal_the_masked_softmax() {
 }
 
 #[test]
+fn sequences_within_documents_merged_by_their_log_sum_exp_equal_the_masked_softmax() {
+    tch::manual_seed(9);
+    let patterns = ["dense", "banded:2", "banded:64", "strided:3", "strided:64", "fixed:8,2", "fixed:50,1"];
+    for pattern in patterns.map(|text| text.parse::<Pattern>().unwrap()) {
+        for (shape, kind) in [([2, 1, 131, 8], Kind::Float), ([1, 2, 70, 8], Kind::BFloat16)] {
+            let documents = documents(shape[0], shape[2], 30, 7);
+            let off = distances(shape, kind, pattern, Some(&documents), |x| {
+                let pieces = super::documents::sequences(pattern, &documents, Device::Cpu);
+                crate::shim::document_attention(&x[0], &x[1], &x[2], &pieces).unwrap()
+            });
+            // Where each query has one key, the gradients of q and k are rounding.
+            let unseen = sdpa::unseen(&Tensor::zeros(shape, (kind, Device::Cpu)), pattern, Some(&documents));
+            let seen = unseen.logical_not().sum(Kind::Int64).int64_value(&[]);
+            let one_key_each = seen == unseen.size()[0] * shape[2];
+            assert!(one_key_each || off.iter().all(|&off| off < limit(kind)), "{pattern} {kind:?}: {off:?}");
+        }
+    }
+}
+
+#[test]
 fn attention_with_a_mask_of_ones_is_attention() {
     for pattern in EDGES.map(|text| text.parse::<Pattern>().unwrap()) {
         let documents = documents(2, 70, 15, 6);

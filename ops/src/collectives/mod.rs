@@ -120,8 +120,8 @@ pub trait Communicator: Send + Sync {
         Device::Cpu
     }
 
-    /// Whether sums of buffers are taken in the tree, and what a bf16 wire rounds is what
-    /// [`Wire::Bf16`] says. NCCL has its own order, the same on all ranks, and rounds nothing.
+    /// Whether sums of buffers are taken in the tree. NCCL has its own order, the same on all ranks, but where
+    /// they travel as bf16.
     fn sums_in_tree(&self) -> bool {
         true
     }

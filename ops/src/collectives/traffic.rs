@@ -10,7 +10,7 @@ use std::time::Duration;
 /// Within a node, what other ranks read of this one, or this one writes for them, counts as sent by it.
 /// With W ranks, theory has 2 (W - 1) / W of a buffer's bytes on the wire for an all-reduce, (W - 1) / W
 /// for a reduce-scatter or an all-gather, and W - 1 times the buffer for a broadcast, all of them the
-/// root's.
+/// root's. Over NCCL, whose own ways are not seen, that is what is counted, and no time.
 #[derive(Debug, Clone, Copy, Default, PartialEq)]
 pub struct Traffic {
     /// Sums for all.
@@ -23,6 +23,25 @@ pub struct Traffic {
     pub broadcast: Moved,
     /// Bytes, barriers, and what ranks tell each other before each operation; its time is not counted.
     pub control: Moved,
+}
+
+impl Traffic {
+    /// What two groups of the same rank have moved together.
+    pub(super) fn plus(self, other: Traffic) -> Traffic {
+        Traffic {
+            all_reduce: self.all_reduce.plus(other.all_reduce),
+            reduce_scatter: self.reduce_scatter.plus(other.reduce_scatter),
+            all_gather: self.all_gather.plus(other.all_gather),
+            broadcast: self.broadcast.plus(other.broadcast),
+            control: self.control.plus(other.control),
+        }
+    }
+}
+
+impl Moved {
+    fn plus(self, other: Moved) -> Moved {
+        Moved { sent_bytes: self.sent_bytes + other.sent_bytes, busy_s: self.busy_s + other.busy_s }
+    }
 }
 
 /// Bytes sent by this rank, and the time it took.

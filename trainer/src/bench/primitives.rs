@@ -122,6 +122,7 @@ impl Primitives<'_> {
                 param: &param,
                 grad: &grad,
                 moments: &mut moments,
+                weights: None,
             };
             let step = AdamWStep { lr: optim.lr, t: 1, grad_scale: 1.0 };
             if let Err(error) = ops::adamw(&mut slice, &optim, step) {

@@ -32,7 +32,7 @@ pub(crate) fn micro_batch(
             rows.extend(first..first + sequence.tokens.len() as i64 - 1);
         }
     }
-    let on_device = |values: &[i64]| Tensor::from_slice(values).to_device(device);
+    let on_device = |values: &[i64]| ops::device::sent(&Tensor::from_slice(values), device);
     MicroBatch {
         inputs: on_device(&inputs).view([-1, t as i64]),
         targets: on_device(&targets),

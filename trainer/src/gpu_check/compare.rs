@@ -18,7 +18,11 @@ pub(super) fn curve_distance(got: &[f64], expected: &[f64]) -> f64 {
         return f64::INFINITY;
     }
     let distances = got.iter().zip(expected).map(|(got, expected)| ((got - expected) / expected).abs());
-    // Unlike f64::max, a NaN wins.
+    farthest(distances)
+}
+
+/// The largest of distances; unlike with f64::max, a NaN wins.
+pub(super) fn farthest(distances: impl Iterator<Item = f64>) -> f64 {
     distances.fold(
         0.0,
         |largest: f64, distance| {

@@ -5,11 +5,13 @@
 //! `report`'s. On the CPU in the place of the GPU it compares that with itself: a trial of the check.
 
 mod compare;
+mod kernels;
+mod pace;
 mod report;
 mod trial;
 
 use crate::error::TrainError;
-use compare::{curve_distance, relative_distance};
+use compare::{curve_distance, farthest, relative_distance};
 use configs::Exit;
 use ops::collectives::{Communicator, DeviceSums, Solo, Staged, Way, serve, suite};
 use ops::{cuda, device};
@@ -22,11 +24,12 @@ use trial::{Shape, Trial};
 /// A part of the check, a process (or a job of two) of its own.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Part {
-    /// One rank: the device, forward and backward, twenty steps, the behaviour suite over NCCL.
+    /// One rank: the device, kernels and patterns, forward and backward, twenty steps, repetition, the state's
+    /// way to the device and back, the behaviour suite over NCCL.
     One,
     /// Two ranks that share the device, with sums through host memory.
     Ranks,
-    /// Tokens per second.
+    /// Tokens per second, attention by length, a step by phase.
     Speed,
 }
 
@@ -104,6 +107,10 @@ fn one(device: Device, comm: &mut Box<dyn Communicator>) -> Result<Findings, Tra
         };
         findings.checks.push(Check::run(&claim, figures));
     }
+    findings.checks.extend(kernels::checks(device));
+    findings.checks.push(Check::run("two runs have the same bits", || repetition(device, steps)));
+    let claim = "the state goes to the device and back unchanged, and the curve goes on";
+    findings.checks.push(Check::run(claim, || there_and_back(device)));
     let way = match serve(comm, device, DeviceSums::Fast)? {
         Way::Nccl => "over NCCL",
         Way::HostMemory => "without NCCL, which was not found",
@@ -141,7 +148,7 @@ fn steps(device: Device) -> usize {
 }
 
 /// Shapes, micro-batches and how many steps are timed after how many that are not.
-const TIMED: [(&str, usize, usize, usize); 2] = [("124m", 16, 20, 5), ("1.3b", 4, 10, 3)];
+const TIMED: [(&str, usize, usize, usize); 3] = [("124m", 16, 20, 5), ("350m", 8, 10, 3), ("1.3b", 4, 10, 3)];
 const TIMED_TRIAL: [(&str, usize, usize, usize); 1] = [("tiny", 2, 5, 1)];
 
 fn speed(device: Device, comm: &dyn Communicator) -> Findings {
@@ -171,6 +178,10 @@ fn speed(device: Device, comm: &dyn Communicator) -> Findings {
         findings.checks.push(check);
         findings.speeds.extend(found);
     }
+    findings.checks.push(pace::attention(device, kind));
+    let (name, micro_batch, ..) = timed[timed.len() - 1];
+    let shape = Shape::timed(name, micro_batch).expect("the list names shapes that there are");
+    findings.checks.push(pace::phases(name, &shape, kind, device, comm));
     findings
 }
 
@@ -219,6 +230,35 @@ fn forward_and_backward(device: Device, kind: Kind, limits: Limits) -> Result<Ve
     Ok(figures)
 }
 
+/// How far two runs of the same are from each other: not at all.
+fn repetition(device: Device, steps: usize) -> Result<Vec<Figure>, TrainError> {
+    let kind = Kind::BFloat16;
+    let comm = Solo::on(device);
+    let curve = || Trial::new(&Shape::small(), kind, device, &comm)?.curve(steps);
+    let (first, second) = (curve()?, curve()?);
+    Ok(vec![Figure::at_most("farthest loss", curve_distance(&first, &second), 0.0)])
+}
+
+/// Three steps on the CPU, three on the device, and one on the CPU, beside the CPU all along.
+fn there_and_back(device: Device) -> Result<Vec<Figure>, TrainError> {
+    let (kind, shape, limit) = (Kind::Float, Shape::small(), LIMITS[0].2.curve);
+    let (there, here) = (Solo::on(device), Solo::new());
+    let new = |device, comm| Trial::new(&shape, kind, device, comm);
+    let (mut on_cpu, mut on_device) = (new(Device::Cpu, &here)?, new(device, &there)?);
+    let mut curve = on_cpu.curve(3)?;
+    on_device.take_over(&on_cpu)?;
+    let (got, was) = (on_device.state(), on_cpu.state());
+    let moved = farthest(got.iter().zip(&was).map(|(got, was)| relative_distance(got, was)));
+    curve.extend(on_device.curve(3)?);
+    on_cpu.take_over(&on_device)?;
+    curve.extend(on_cpu.curve(1)?);
+    let expected = new(Device::Cpu, &here)?.curve(curve.len())?;
+    Ok(vec![
+        Figure::at_most("what was moved", moved, 0.0),
+        Figure::at_most("farthest loss", curve_distance(&curve, &expected), limit),
+    ])
+}
+
 /// A curve against that of the CPU, of one rank.
 fn curve_figures(got: &[f64], kind: Kind, limits: Limits) -> Result<Vec<Figure>, TrainError> {
     let expected = Trial::new(&Shape::small(), kind, Device::Cpu, &Solo::new())?.curve(got.len())?;
@@ -255,6 +295,9 @@ fn about(device: Device) -> std::collections::BTreeMap<String, String> {
                 say("device", format!("{}, compute capability {major}.{minor}", gpu.name));
                 say("device memory", format!("{:.1} GiB", gpu.memory_bytes as f64 / f64::from(1 << 30)));
             }
+            let kernels = ops::kernels::ready(device).into_iter();
+            let kernels = kernels.map(|(name, there)| if there { name.into() } else { format!("no {name}") });
+            say("kernels", kernels.collect::<Vec<_>>().join(", "));
         }
         _ => say("device", "the CPU in the place of a GPU: a trial of the check".into()),
     }

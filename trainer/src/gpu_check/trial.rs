@@ -6,7 +6,7 @@ use crate::error::TrainError;
 use crate::gradients::Gradients;
 use crate::model::Gpt;
 use crate::optimizer::Optimizer;
-use crate::timing::Timing;
+use crate::timing::{Phase, Timing};
 use crate::weights::Parameters;
 use configs::{ModelConfig, OptimConfig, Pattern, Philox, Recompute, Shard};
 use ops::ExactSum;
@@ -45,6 +45,7 @@ impl Shape {
         let (n_layer, n_head, n_embd, seq_len, vocab_size) = match name {
             "tiny" => (2, 2, 64, 64, 257),
             "124m" => (12, 12, 768, 1024, 50_257),
+            "350m" => (24, 16, 1024, 2048, 50_257),
             "1.3b" => (24, 16, 2048, 2048, 50_257),
             _ => return None,
         };
@@ -93,16 +94,19 @@ impl<'a> Trial<'a> {
     /// # Errors
     /// What libtorch says, a failed collective.
     pub(super) fn gradient(&mut self) -> Result<(f64, f64), TrainError> {
+        self.gradient_timed(&mut Timing::default())
+    }
+
+    fn gradient_timed(&mut self, timing: &mut Timing) -> Result<(f64, f64), TrainError> {
         let Shape { model, micro_batch, passes, .. } = &self.shape;
         let (targets, mine) = ((micro_batch * model.seq_len) as u64 * passes, passes / self.ranks());
-        let mut timing = Timing::default();
         self.engine.begin(mine, false);
         for pass in 0..mine {
             let number = self.steps_done * passes + self.comm.rank() as u64 * mine + pass;
             let batch = batch(&self.shape, number, self.engine.parameters().device());
-            self.engine.add(&batch, 1.0 / targets as f64, &mut timing)?;
+            self.engine.add(&batch, 1.0 / targets as f64, timing)?;
         }
-        let gradient = self.engine.finish(&mut timing)?;
+        let gradient = self.engine.finish(timing)?;
         let mut parts = [gradient.nats().parts(), gradient.squares.parts()].concat();
         self.comm.all_reduce_f64(&mut parts)?;
         let [nats, squares] = [0, 1].map(|i| {
@@ -118,10 +122,42 @@ impl<'a> Trial<'a> {
     /// # Errors
     /// As [`Trial::gradient`].
     pub(super) fn step(&mut self) -> Result<f64, TrainError> {
-        let (loss, norm) = self.gradient()?;
+        self.step_timed(&mut Timing::default())
+    }
+
+    /// The same, with its phases.
+    ///
+    /// # Errors
+    /// As [`Trial::gradient`].
+    pub(super) fn step_timed(&mut self, timing: &mut Timing) -> Result<f64, TrainError> {
+        let (loss, norm) = self.gradient_timed(timing)?;
+        let started = timing.now();
         self.optimizer.update(&mut self.engine, self.steps_done, OPTIM.lr, norm)?;
+        timing.add(Phase::Optimizer, started);
         self.steps_done += 1;
         Ok(loss)
+    }
+
+    /// Takes over where another of the same shape is, whatever its device: masters, moments and steps.
+    ///
+    /// # Errors
+    /// A failed collective.
+    pub(super) fn take_over(&mut self, other: &Trial<'_>) -> Result<(), TrainError> {
+        self.engine.parameters_mut().settle()?;
+        for (to, from) in self.state().into_iter().zip(other.state()) {
+            to.shallow_clone().copy_(&from);
+        }
+        self.steps_done = other.steps_done;
+        self.engine.parameters_mut().publish()
+    }
+
+    /// Masters and moments, what a checkpoint holds.
+    pub(super) fn state(&self) -> Vec<Tensor> {
+        let parameters = self.engine.parameters();
+        let masters = (0..parameters.len()).map(|index| parameters.master(index).shallow_clone());
+        let moments = self.optimizer.moments().iter();
+        let moments = moments.flat_map(|moments| [&moments.exp_avg, &moments.exp_avg_sq]);
+        masters.chain(moments.map(Tensor::shallow_clone)).collect()
     }
 
     /// The losses of the next `steps` steps.
@@ -192,6 +228,7 @@ mod tests {
     fn timed_shapes_are_the_papers() {
         let parameters = |name| Shape::timed(name, 1).unwrap().model.parameters() as f64 / 1e6;
         assert!((parameters("124m") - 124.4).abs() < 0.1, "{}", parameters("124m"));
+        assert!((parameters("350m") - 355.9).abs() < 1.0, "{}", parameters("350m"));
         assert!((parameters("1.3b") - 1315.0).abs() < 5.0, "{}", parameters("1.3b"));
         assert!(Shape::timed("7b", 1).is_none());
     }

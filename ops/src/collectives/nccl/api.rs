@@ -45,6 +45,16 @@ type AllGather = unsafe extern "C" fn(
     ncclComm_t,
     cudaStream_t,
 ) -> ncclResult_t;
+type ToPeer = unsafe extern "C" fn(
+    *const c_void,
+    usize,
+    ncclDataType_t,
+    c_int,
+    ncclComm_t,
+    cudaStream_t,
+) -> ncclResult_t;
+type FromPeer =
+    unsafe extern "C" fn(*mut c_void, usize, ncclDataType_t, c_int, ncclComm_t, cudaStream_t) -> ncclResult_t;
 type InitRank = unsafe extern "C" fn(*mut ncclComm_t, c_int, ncclUniqueId, c_int) -> ncclResult_t;
 
 /// The functions that are used. `ncclReduceScatter` has the arguments of `ncclAllReduce`.
@@ -60,6 +70,8 @@ pub(super) struct Api {
     pub(super) all_gather: AllGather,
     pub(super) reduce: Reduce,
     pub(super) broadcast: Broadcast,
+    pub(super) send: ToPeer,
+    pub(super) receive: FromPeer,
     error_string: unsafe extern "C" fn(ncclResult_t) -> *const c_char,
     last_error: unsafe extern "C" fn(ncclComm_t) -> *const c_char,
     get_version: unsafe extern "C" fn(*mut c_int) -> ncclResult_t,
@@ -95,6 +107,8 @@ impl Api {
             all_gather: Api::symbol(&library, "ncclAllGather")?,
             reduce: Api::symbol(&library, "ncclReduce")?,
             broadcast: Api::symbol(&library, "ncclBroadcast")?,
+            send: Api::symbol(&library, "ncclSend")?,
+            receive: Api::symbol(&library, "ncclRecv")?,
             error_string: Api::symbol(&library, "ncclGetErrorString")?,
             last_error: Api::symbol(&library, "ncclGetLastError")?,
             get_version: Api::symbol(&library, "ncclGetVersion")?,
@@ -103,7 +117,7 @@ impl Api {
     }
 
     fn symbol<T: Copy>(library: &Library, name: &str) -> Result<T, String> {
-        // SAFETY: the types of the fields are those of nccl.h, which has kept them since 2.4; the library
+        // SAFETY: the types of the fields are those of nccl.h, which has kept them since 2.7; the library
         // lives as long as the value that holds the function.
         unsafe { library.get::<T>(name.as_bytes()) }
             .map(|symbol| *symbol)

@@ -1,19 +1,25 @@
 //! Ranks with a GPU each, over NCCL: on a stream of its own, so that sums run while libtorch computes.
 //!
-//! Owns NCCL's communicator, its stream, and the order between that and libtorch's stream. Control data,
-//! barriers, the end, and buffers in host memory stay with the group inside. Sums are taken in NCCL's
-//! order, the same on every rank, but not the tree's; a bf16 wire is taken for a permission, and not
-//! used: NCCL would add in bf16.
+//! Owns which calls of NCCL an operation is, and their order among libtorch's work. Control data, barriers,
+//! the end, and buffers in host memory stay with the group inside. Sums of fp32 are taken in NCCL's order,
+//! the same on every rank, but not the tree's; on a bf16 wire NCCL only carries, and sums are taken here, in
+//! fp32 and in the tree.
 
 mod api;
+mod library;
+#[cfg(test)]
+mod pretend;
 
 use super::flat;
-use super::{Activity, CommError, Communicator, Operation, Pending, Place, Traffic, shard};
-use crate::cuda_stream::{CudaEvent, CudaStream, set_device};
+use super::traffic::Counters;
+use super::{Activity, CommError, Communicator, Operation, Pending, Place, Traffic, Wire, shard};
+use crate::cuda_stream::{CudaStream, set_device};
 use api::Api;
-use cudarc::nccl::sys::{ncclComm_t, ncclDataType_t, ncclRedOp_t, ncclResult_t, ncclUniqueId};
-use std::ffi::{c_int, c_void};
+use cudarc::nccl::sys::{ncclComm_t, ncclUniqueId};
+use library::{Call, Event, Joined, Library, Span};
+use std::ffi::c_int;
 use std::sync::Arc;
+use std::time::Duration;
 use tch::{Device, Kind, Tensor};
 
 /// NCCL, found but not joined.
@@ -56,159 +62,149 @@ impl Found {
         // current device is the one that this rank's buffers will be on.
         let result = unsafe { (self.api.init_rank)(&mut raw, world_size, id, rank) };
         self.api.checked("ncclCommInitRank", result)?;
-        Ok(Group { api: self.api, raw, stream: CudaStream::new(gpu)?, gpu, rank: comm.rank() })
+        let joined = Joined { api: self.api, raw, stream: CudaStream::new(gpu)?, gpu };
+        Ok(Group { library: Box::new(joined), rank: comm.rank(), world_size: comm.world_size() })
     }
 }
 
 /// A rank of NCCL's group.
 pub(super) struct Group {
-    api: Api,
-    raw: ncclComm_t,
-    stream: CudaStream,
-    gpu: usize,
+    library: Box<dyn Library>,
     rank: usize,
+    world_size: usize,
 }
-
-// SAFETY: NCCL's communicator may be used by one thread after another; that it is one at a time is the
-// contract of `Communicator`, and asking for asynchronous errors is allowed beside it.
-unsafe impl Send for Group {}
-// SAFETY: as above.
-unsafe impl Sync for Group {}
 
 impl Group {
     /// Puts an operation on the stream, after all that libtorch has been given so far.
-    fn start(
-        &self,
-        operation: Operation,
-        buffer: &Tensor,
-        world_size: usize,
-    ) -> Result<CudaEvent, CommError> {
-        set_device(self.gpu)?;
-        self.stream.follow_current()?;
-        let (numel, data) = (buffer.numel(), buffer.data_ptr());
-        let kind = match buffer.kind() {
-            Kind::BFloat16 => (ncclDataType_t::ncclBfloat16, 2),
-            _ => (ncclDataType_t::ncclFloat32, 4),
-        };
-        let flat = NcclFlat { data, numel, kind };
-        match operation {
-            _ if numel == 0 => {}
-            Operation::AllReduce { .. } => self.all_reduce(flat)?,
-            Operation::Broadcast { root } => self.broadcast(flat, root)?,
-            Operation::ReduceScatter { shard_numel, .. } => {
-                self.reduce_scatter(flat, shard_numel, world_size)?;
+    fn start(&self, operation: Operation, buffer: &Tensor) -> Result<Box<dyn Event>, CommError> {
+        self.library.follow()?;
+        if buffer.numel() > 0 {
+            match (operation, operation.wire()) {
+                (Operation::AllReduce { .. }, Wire::Bf16) if self.world_size > 1 => {
+                    let shard_numel = buffer.numel().div_ceil(self.world_size);
+                    self.sum_of_rounded(buffer, shard_numel, true)?;
+                }
+                (Operation::ReduceScatter { shard_numel, .. }, Wire::Bf16) if self.world_size > 1 => {
+                    self.sum_of_rounded(buffer, shard_numel, false)?;
+                }
+                _ => self.library.call(&self.calls(operation, Span::of(buffer)))?,
             }
-            Operation::AllGather { shard_numel } => self.all_gather(flat, shard_numel, world_size)?,
         }
-        Ok(self.stream.event()?)
+        self.library.event()
     }
 
-    fn all_reduce(&self, flat: NcclFlat) -> Result<(), CommError> {
-        let sum = ncclRedOp_t::ncclSum;
-        let NcclFlat { data, numel, kind: (kind, _) } = flat;
-        let stream = self.stream.native().cast();
-        // SAFETY: `numel` elements of a buffer on this rank's GPU, in place, which NCCL allows. The buffer
-        // lives and is left alone until the event has passed: `Flight` holds it.
-        let result = unsafe { (self.api.all_reduce)(data, data, numel, kind, sum, self.raw, stream) };
-        self.api.checked("ncclAllReduce", result)
-    }
-
-    fn broadcast(&self, flat: NcclFlat, root: usize) -> Result<(), CommError> {
-        let NcclFlat { data, numel, kind: (kind, _) } = flat;
-        let stream = self.stream.native().cast();
-        // SAFETY: as in `all_reduce`; the root is one of the ranks (checked before).
-        let result =
-            unsafe { (self.api.broadcast)(data, data, numel, kind, root as c_int, self.raw, stream) };
-        self.api.checked("ncclBroadcast", result)
-    }
-
-    /// In one piece where the shards are even; else as one reduction to each owner, in one group.
-    fn reduce_scatter(&self, flat: NcclFlat, shard_numel: usize, world: usize) -> Result<(), CommError> {
-        let (sum, kind, stream) = (ncclRedOp_t::ncclSum, flat.kind.0, self.stream.native().cast());
-        if flat.numel == shard_numel * world {
-            let own = flat.at(self.rank * shard_numel);
-            // SAFETY: as in `all_reduce`; the sum goes to this rank's place in the buffer, the one in
-            // which NCCL allows it.
-            let result = unsafe {
-                (self.api.reduce_scatter)(flat.data, own, shard_numel, kind, sum, self.raw, stream)
-            };
-            return self.api.checked("ncclReduceScatter", result);
+    /// The calls that an operation is, numbers travelling as they are: one where shards are even, else one for
+    /// each shard that is not empty.
+    fn calls(&self, operation: Operation, whole: Span) -> Vec<Call> {
+        let even = |shard_numel: usize| whole.numel == shard_numel * self.world_size;
+        let own = |shard_numel: usize| whole.part(&shard(whole.numel, shard_numel, self.rank));
+        let each = |shard_numel: usize, call: fn(Span, usize) -> Call| {
+            let shards = (0..self.world_size).map(|owner| (shard(whole.numel, shard_numel, owner), owner));
+            let shards = shards.filter(|(elements, _)| !elements.is_empty());
+            shards.map(|(elements, owner)| call(whole.part(&elements), owner)).collect()
+        };
+        match operation {
+            Operation::AllReduce { .. } => vec![Call::AllReduce(whole)],
+            Operation::Broadcast { root } => vec![Call::Broadcast { span: whole, root }],
+            Operation::ReduceScatter { shard_numel, .. } if even(shard_numel) => {
+                vec![Call::ReduceScatter { from: whole, to: own(shard_numel) }]
+            }
+            Operation::ReduceScatter { shard_numel, .. } => {
+                each(shard_numel, |span, root| Call::Reduce { span, root })
+            }
+            Operation::AllGather { shard_numel } if even(shard_numel) => {
+                vec![Call::AllGather { from: own(shard_numel), to: whole }]
+            }
+            Operation::AllGather { shard_numel } => {
+                each(shard_numel, |span, root| Call::Broadcast { span, root })
+            }
         }
-        self.grouped(flat, shard_numel, world, |at, numel, root| {
-            // SAFETY: as in `all_reduce`, for the elements of one shard.
-            let result =
-                unsafe { (self.api.reduce)(at, at, numel, kind, sum, root as c_int, self.raw, stream) };
-            self.api.checked("ncclReduce", result)
+    }
+
+    /// Sums what every rank has rounded to bf16: each gets the others' parts of its shard and adds them up in
+    /// fp32, in the tree. With `for_all`, the sums are rounded once more and given to all.
+    fn sum_of_rounded(&self, buffer: &Tensor, shard_numel: usize, for_all: bool) -> Result<(), CommError> {
+        let numel = buffer.numel();
+        let own = shard(numel, shard_numel, self.rank);
+        self.library.within(&mut || {
+            tch::no_grad(|| {
+                let rounded = buffer.f_to_kind(Kind::BFloat16)?;
+                let rows = [self.world_size as i64, own.len() as i64];
+                let arrived = Tensor::f_empty(rows, (Kind::BFloat16, buffer.device()))?;
+                arrived.f_select(0, self.rank as i64)?.f_copy_(&part(&rounded, &own)?)?;
+                self.library.call(&self.exchange(&rounded, &arrived, shard_numel))?;
+                if own.is_empty() && !for_all {
+                    return Ok(());
+                }
+                let sum = tree(&arrived, 0, self.world_size)?;
+                if !for_all {
+                    part(buffer, &own)?.f_copy_(&sum)?;
+                    return Ok(());
+                }
+                // What was rounded has left: its memory takes the sums.
+                part(&rounded, &own)?.f_copy_(&sum)?;
+                let gathering = Operation::AllGather { shard_numel };
+                self.library.call(&self.calls(gathering, Span::of(&rounded)))?;
+                buffer.shallow_clone().f_copy_(&rounded)?;
+                Ok(())
+            })
         })
     }
 
-    /// In one piece where the shards are even; else as one broadcast from each owner, in one group.
-    fn all_gather(&self, flat: NcclFlat, shard_numel: usize, world: usize) -> Result<(), CommError> {
-        let (kind, stream) = (flat.kind.0, self.stream.native().cast());
-        if flat.numel == shard_numel * world {
-            let own = flat.at(self.rank * shard_numel);
-            // SAFETY: as in `all_reduce`; this rank's shard lies in its place of the buffer, the one in
-            // which NCCL allows it.
-            let result =
-                unsafe { (self.api.all_gather)(own, flat.data, shard_numel, kind, self.raw, stream) };
-            return self.api.checked("ncclAllGather", result);
+    /// To each other rank its shard of `rounded`, `[numel]`, and from each its row of `arrived`, `[W, shard]`.
+    fn exchange(&self, rounded: &Tensor, arrived: &Tensor, shard_numel: usize) -> Vec<Call> {
+        let (rounded, arrived) = (Span::of(rounded), Span::of(arrived));
+        let own = arrived.numel / self.world_size;
+        let mut calls = Vec::with_capacity(2 * self.world_size);
+        for peer in (0..self.world_size).filter(|&peer| peer != self.rank) {
+            let theirs = shard(rounded.numel, shard_numel, peer);
+            if !theirs.is_empty() {
+                calls.push(Call::Send { span: rounded.part(&theirs), to: peer });
+            }
+            if own > 0 {
+                calls.push(Call::Receive { span: arrived.part(&(peer * own..(peer + 1) * own)), from: peer });
+            }
         }
-        self.grouped(flat, shard_numel, world, |at, numel, root| {
-            // SAFETY: as in `all_reduce`, for the elements of one shard.
-            let result =
-                unsafe { (self.api.broadcast)(at, at, numel, kind, root as c_int, self.raw, stream) };
-            self.api.checked("ncclBroadcast", result)
-        })
+        calls
     }
 
-    /// One call for each shard that is not empty, which NCCL runs together.
-    fn grouped(
-        &self,
-        flat: NcclFlat,
-        shard_numel: usize,
-        world_size: usize,
-        call: impl Fn(*mut c_void, usize, usize) -> Result<(), CommError>,
-    ) -> Result<(), CommError> {
-        // SAFETY: takes nothing; ended below whatever happens in between.
-        self.api.checked("ncclGroupStart", unsafe { (self.api.group_start)() })?;
-        let calls = (0..world_size).try_for_each(|owner| {
-            let elements = shard(flat.numel, shard_numel, owner);
-            if elements.is_empty() { Ok(()) } else { call(flat.at(elements.start), elements.len(), owner) }
-        });
-        // SAFETY: ends what was started above.
-        let ended = self.api.checked("ncclGroupEnd", unsafe { (self.api.group_end)() });
-        calls.and(ended)
-    }
-
-    /// Whether NCCL has failed since, on this rank or for want of another.
-    fn healthy(&self) -> Result<(), CommError> {
-        let mut state = ncclResult_t::ncclSuccess;
-        // SAFETY: the communicator lives as long as this value; one number is written.
-        let asked = unsafe { (self.api.async_error)(self.raw, &mut state) };
-        self.api.checked("ncclCommGetAsyncError", asked)?;
-        self.api.checked("a sum over NCCL", state)
+    /// Bytes that an operation makes this rank send, by theory.
+    fn sent_bytes(&self, operation: Operation, numel: usize, kind: Kind) -> u64 {
+        let others = self.world_size - 1;
+        let own = |shard_numel: usize| shard(numel, shard_numel, self.rank).len();
+        let width = if operation.wire() == Wire::Bf16 { 2 } else { flat::width(kind) };
+        let elements = match operation {
+            Operation::AllReduce { .. } => {
+                let own = own(numel.div_ceil(self.world_size));
+                numel - own + others * own
+            }
+            Operation::ReduceScatter { shard_numel, .. } => numel - own(shard_numel),
+            Operation::AllGather { shard_numel } => others * own(shard_numel),
+            Operation::Broadcast { root } if root == self.rank => others * numel,
+            Operation::Broadcast { .. } => 0,
+        };
+        (elements * width) as u64
     }
 }
 
-/// A flat buffer as NCCL takes it.
-#[derive(Clone, Copy)]
-struct NcclFlat {
-    data: *mut c_void,
-    numel: usize,
-    /// NCCL's name of the dtype, and its bytes.
-    kind: (ncclDataType_t, usize),
+fn part(flat: &Tensor, elements: &std::ops::Range<usize>) -> Result<Tensor, CommError> {
+    Ok(flat.f_narrow(0, elements.start as i64, elements.len() as i64)?)
 }
 
-impl NcclFlat {
-    /// The address of an element.
-    fn at(self, element: usize) -> *mut c_void {
-        self.data.cast::<u8>().wrapping_add(element * self.kind.1).cast()
+/// The sum of `n` rows from `first` on in fp32, in the balanced tree.
+fn tree(rows: &Tensor, first: usize, n: usize) -> Result<Tensor, CommError> {
+    if n == 1 {
+        return Ok(rows.f_select(0, first as i64)?.f_to_kind(Kind::Float)?);
     }
+    let left = n.next_power_of_two() / 2;
+    let mut sum = tree(rows, first, left)?;
+    let right = tree(rows, first + left, n - left)?;
+    Ok(sum.f_add_(&right)?)
 }
 
 /// An operation on the stream, and the buffer it works on.
 struct Flight {
-    event: CudaEvent,
+    event: Box<dyn Event>,
     group: Arc<Group>,
     _buffer: Tensor,
 }
@@ -217,7 +213,7 @@ impl Flight {
     /// Has libtorch's stream wait for it; the thread goes on at once.
     fn finish(self) -> Result<(), CommError> {
         self.event.block_current()?;
-        self.group.healthy()
+        self.group.library.healthy()
     }
 }
 
@@ -232,12 +228,13 @@ impl Drop for Flight {
 pub(super) struct Nccl {
     inner: Box<dyn Communicator>,
     group: Arc<Group>,
+    counters: Counters,
 }
 
 impl Nccl {
     /// A joined group, and the one that it was joined through.
     pub(super) fn new(inner: Box<dyn Communicator>, group: Group) -> Nccl {
-        Nccl { inner, group: Arc::new(group) }
+        Nccl { inner, group: Arc::new(group), counters: Counters::default() }
     }
 }
 
@@ -247,7 +244,7 @@ impl Communicator for Nccl {
     }
 
     fn device(&self) -> Device {
-        Device::Cuda(self.group.gpu)
+        self.group.library.device()
     }
 
     fn sums_in_tree(&self) -> bool {
@@ -259,7 +256,7 @@ impl Communicator for Nccl {
     }
 
     fn traffic(&self) -> Traffic {
-        self.inner.traffic()
+        self.counters.traffic().plus(self.inner.traffic())
     }
 
     fn activity(&self) -> Activity {
@@ -267,12 +264,13 @@ impl Communicator for Nccl {
     }
 
     fn start(&self, operation: Operation, buffer: &Tensor) -> Result<Pending, CommError> {
-        if buffer.defined() && buffer.device() == Device::Cpu {
+        if buffer.defined() && buffer.device() != self.device() {
             return self.inner.start(operation, buffer);
         }
-        let world_size = self.inner.world_size();
-        flat::check(operation, buffer, world_size, self.device())?;
-        let event = self.group.start(operation, buffer, world_size)?;
+        flat::check(operation, buffer, self.inner.world_size(), self.device())?;
+        let event = self.group.start(operation, buffer)?;
+        let sent = self.group.sent_bytes(operation, buffer.numel(), buffer.kind());
+        self.counters.add(operation, sent, Duration::ZERO);
         let group = Arc::clone(&self.group);
         let flight = Flight { event, group, _buffer: buffer.shallow_clone() };
         Ok(Pending::when(move || flight.finish()))
@@ -292,11 +290,8 @@ impl Communicator for Nccl {
 
     fn finalize(self: Box<Self>) -> Result<(), CommError> {
         self.inner.barrier()?; // all have started their last operation
-        let group = &self.group;
-        group.stream.event()?.synchronize()?;
-        // SAFETY: nothing is under way (waited for just now), and nobody uses the group after this:
-        // whatever still holds it only asks for nothing.
-        group.api.checked("ncclCommDestroy", unsafe { (group.api.destroy)(group.raw) })?;
+        self.group.library.event()?.synchronize()?;
+        self.group.library.destroy()?;
         self.inner.finalize()
     }
 }
@@ -304,12 +299,6 @@ impl Communicator for Nccl {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn an_element_of_a_buffer_has_its_address() {
-        let flat = NcclFlat { data: 64 as *mut c_void, numel: 10, kind: (ncclDataType_t::ncclBfloat16, 2) };
-        assert_eq!(flat.at(3) as usize, 70);
-    }
 
     #[test]
     fn nccl_is_found_or_its_absence_has_a_reason() {
