@@ -34,10 +34,11 @@ lint: # Check formatting, and all that clippy has to say
 	@scripts/setup
 	cargo clippy --release --workspace --all-targets -- -D warnings
 
-parity: build # Compare the golden files, and models there and back, with PyTorch and transformers (installs them, 5 GB)
+parity: build # Compare golden files, models there and back, and scores, with PyTorch, transformers and lm-eval (installs them, 5 GB)
 	@scripts/setup --reference
 	@for script in tests/reference/*_golden.py; do .local/reference/bin/python $$script --check || exit; done
 	@.local/reference/bin/python tests/reference/exchange_live.py target/release/phalanx-rank
+	@.local/reference/bin/python tests/reference/eval_live.py target/release/phalanx
 
 chaos: build # Let faults happen to a run on three nodes, from PHALANX_CHAOS_SEED (needs root)
 	cargo nextest run --release -p trainer --profile full --no-capture -E 'test(chaos::whole_table)'

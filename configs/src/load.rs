@@ -5,7 +5,7 @@ use crate::raw::{LISTS, RawConfig, SECTIONS};
 use crate::{RunConfig, TaskFile};
 use std::fmt;
 use std::path::{Path, PathBuf};
-use toml::de::DeTable;
+use toml::de::{DeTable, DeValue};
 
 /// One thing that is wrong with a configuration.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -249,7 +249,28 @@ pub(crate) fn typed_problem(file: &Path, text: &str, error: &toml::de::Error) ->
         Some(span) => place(file, text, span.start),
         None => file.display().to_string(),
     };
-    Problem { place: Some(place), what: error.message().to_string() }
+    let document = DeTable::parse(text).ok();
+    let key = document.zip(error.span()).and_then(|(table, span)| key_at(table.get_ref(), span.start));
+    let what = error.message();
+    Problem { place: Some(place), what: key.map_or(what.to_string(), |key| format!("{key}: {what}")) }
+}
+
+/// The key whose value stands at that byte of the text, after the names of the tables that it is in.
+fn key_at(table: &DeTable<'_>, byte: usize) -> Option<String> {
+    table.iter().find_map(|(name, value)| {
+        let within = match value.get_ref() {
+            DeValue::Table(inner) => key_at(inner, byte),
+            DeValue::Array(items) => items
+                .iter()
+                .filter_map(|item| item.get_ref().as_table())
+                .find_map(|inner| key_at(inner, byte)),
+            _ => None,
+        };
+        match within {
+            Some(key) => Some(format!("{}.{key}", name.get_ref())),
+            None => value.span().contains(&byte).then(|| name.get_ref().to_string()),
+        }
+    })
 }
 
 pub(crate) fn place(file: &Path, text: &str, byte: usize) -> String {
@@ -316,11 +337,11 @@ max_steps = 10
     }
 
     #[test]
-    fn a_value_of_the_wrong_type_is_told_with_its_line() {
+    fn a_value_of_the_wrong_type_is_told_with_its_line_and_key() {
         let told = problems(&GOOD.replace("n_layer = 2", "n_layer = \"two\""), &[]);
-        assert!(told.contains("tiny.toml:3") && told.contains("two"), "{told}");
+        assert!(told.contains("tiny.toml:3: model.n_layer: ") && told.contains("two"), "{told}");
         let told = problems(&GOOD.replace("banded:4", "banded:0"), &[]);
-        assert!(told.contains("tiny.toml:7") && told.contains("banded:0"), "{told}");
+        assert!(told.contains("tiny.toml:7: model.attention: ") && told.contains("banded:0"), "{told}");
     }
 
     #[test]

