@@ -6,7 +6,7 @@ use ops::collectives::Solo;
 use safetensors::SafeTensors;
 use std::path::{Path, PathBuf};
 use tch::{Device, Kind, Tensor};
-use trainer::exchange::{Format, export, import};
+use trainer::exchange::{Form, Format, export, import};
 use trainer::{Engine, Gpt, Gradients, Trained};
 
 /// Largest accepted difference of a logit, beside the largest logit.
@@ -70,7 +70,7 @@ fn gpt2_gpt_neo_openai_gpt_and_bert_come_in_with_transformers_logits_and_go_out_
         let (run, out) = (scratch.join(format!("run-{name}")), scratch.join(format!("out-{name}")));
         imported(&golden(name), &run, name);
         let trained = Trained::open(&run, None).unwrap();
-        let done = export(&trained, format, &out, None, &Solo::new()).unwrap();
+        let done = export(&trained, format.into(), &out, &Solo::new()).unwrap();
         assert!(done.off <= LIMIT && done.files.contains(&"README.md".to_string()), "{done:?}");
         let apart = apart(&golden(name), &out);
         assert!(apart <= if exact { 0.0 } else { 1e-6 }, "{name}: {apart:e}");
@@ -83,9 +83,9 @@ fn a_masked_model_survives_plain_safetensors_and_goes_into_no_decoders_format() 
     let (run, plain, back) = (scratch.join("run"), scratch.join("plain"), scratch.join("back"));
     imported(&golden("hf-bert"), &run, "hf-bert");
     let trained = Trained::open(&run, None).unwrap();
-    export(&trained, Format::Safetensors, &plain, None, &Solo::new()).unwrap();
+    export(&trained, Format::Safetensors.into(), &plain, &Solo::new()).unwrap();
     imported(&plain, &back, "hf-bert");
-    let refusal = export(&trained, Format::OpenaiGpt, &scratch.join("out"), None, &Solo::new()).unwrap_err();
+    let refusal = export(&trained, Format::OpenaiGpt.into(), &scratch.join("out"), &Solo::new()).unwrap_err();
     assert!(refusal.to_string().contains("model.objective = \"masked\""), "{refusal}");
 }
 
@@ -109,7 +109,7 @@ fn an_encoder_without_a_head_comes_in_and_says_what_is_new() {
     assert_eq!(done.absent.len(), 5, "{:?}", done.absent);
     assert!(done.absent.iter().all(|name| name.starts_with("cls.predictions.")), "{:?}", done.absent);
     let out = scratch.join("out");
-    export(&Trained::open(&run, None).unwrap(), Format::HfBert, &out, None, &Solo::new()).unwrap();
+    export(&Trained::open(&run, None).unwrap(), Format::HfBert.into(), &out, &Solo::new()).unwrap();
 }
 
 #[test]
@@ -119,12 +119,47 @@ fn llmc_and_plain_safetensors_hold_the_model_bit_for_bit() {
     imported(&golden("hf-gpt2"), &run, "hf-gpt2");
     for (format, file) in [(Format::LlmC, "model.bin"), (Format::Safetensors, "")] {
         let (out, back) = (scratch.join(format!("{format}")), scratch.join(format!("back-{format}")));
-        export(&Trained::open(&run, None).unwrap(), format, &out, None, &Solo::new()).unwrap();
+        export(&Trained::open(&run, None).unwrap(), format.into(), &out, &Solo::new()).unwrap();
         imported(&out.join(file), &back, "hf-gpt2");
         let again = scratch.join(format!("again-{format}"));
-        export(&Trained::open(&back, None).unwrap(), Format::HfGpt2, &again, None, &Solo::new()).unwrap();
+        export(&Trained::open(&back, None).unwrap(), Format::HfGpt2.into(), &again, &Solo::new()).unwrap();
         assert_eq!(apart(&golden("hf-gpt2"), &again), 0.0, "{format}");
     }
+}
+
+#[test]
+fn in_bf16_a_model_is_its_weights_rounded_half_as_large_and_comes_back_so() {
+    let scratch = Scratch::new("exchange-bf16");
+    for (name, format) in [
+        ("hf-gpt2", Format::HfGpt2),
+        ("hf-bert", Format::HfBert),
+        ("hf-gpt2", Format::LlmC),
+        ("hf-gpt2", Format::Safetensors),
+    ] {
+        let place = |part: &str| scratch.join(format!("{part}-{format}"));
+        imported(&golden(name), &place("run"), name);
+        let trained = Trained::open(&place("run"), None).unwrap();
+        let form = Form { bf16: true, ..format.into() };
+        assert!(export(&trained, form, &place("out"), &Solo::new()).unwrap().off <= LIMIT);
+        let (whole, file) = (golden(name), if format == Format::LlmC { "model.bin" } else { "" });
+        import(&place("out").join(file), &place("back"), &Solo::new()).unwrap();
+        let back = Trained::open(&place("back"), None).unwrap();
+        let again = if name == "hf-bert" { Format::HfBert } else { Format::HfGpt2 };
+        export(&back, again.into(), &place("again"), &Solo::new()).unwrap();
+        // Eight bits of mantissa: at most 1/256 of a value is rounded away, and something is.
+        let apart = apart(&whole, &place("again"));
+        assert!(apart > 0.0 && apart < 0.01, "{format}: {apart:e}");
+        if file.is_empty() {
+            let size = |folder: &Path| std::fs::metadata(folder.join("model.safetensors")).unwrap().len();
+            assert!(size(&place("out")) < size(&whole) * 6 / 10, "{format}");
+        }
+    }
+    let run = scratch.join("run-neo");
+    imported(&golden("hf-gpt-neo"), &run, "hf-gpt-neo");
+    let form = Form { bf16: true, ..Format::HfGptNeo.into() };
+    let refusal = export(&Trained::open(&run, None).unwrap(), form, &scratch.join("neo"), &Solo::new());
+    let refusal = refusal.unwrap_err().to_string();
+    assert!(refusal.contains("divided by the root of 8") && refusal.contains("hint: "), "{refusal}");
 }
 
 #[test]
@@ -133,9 +168,9 @@ fn a_model_that_is_cut_short_or_has_no_place_in_a_format_leaves_nothing_behind()
     let run = scratch.join("run");
     imported(&golden("hf-gpt-neo"), &run, "hf-gpt-neo");
     let trained = Trained::open(&run, None).unwrap();
-    let refusal = export(&trained, Format::HfGpt2, &scratch.join("out"), None, &Solo::new()).unwrap_err();
+    let refusal = export(&trained, Format::HfGpt2.into(), &scratch.join("out"), &Solo::new()).unwrap_err();
     assert!(refusal.to_string().contains("hf-gpt2 cannot hold this model: a layer is banded:5"), "{refusal}");
-    let again = export(&trained, Format::HfGptNeo, &run, None, &Solo::new()).unwrap_err();
+    let again = export(&trained, Format::HfGptNeo.into(), &run, &Solo::new()).unwrap_err();
     assert!(again.to_string().contains("exists"), "{again}");
 
     let cut = scratch.join("cut");

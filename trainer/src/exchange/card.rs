@@ -2,16 +2,17 @@
 
 use super::Format;
 use crate::trained::Trained;
+use tch::Kind;
 
 /// The text of README.md.
-pub(super) fn card(trained: &Trained, format: Format) -> String {
+pub(super) fn card(trained: &Trained, format: Format, kind: Kind) -> String {
     let (config, state) = (trained.config(), trained.state());
     let model = &config.model;
     let patterns: Vec<String> = model.attention.iter().map(ToString::to_string).collect();
     let loss =
         state.recent_losses.last().map_or("not recorded".into(), |loss| format!("{loss:.4} nats per target"));
     let loading = match format {
-        Format::LlmC => "`model.bin` and `tokenizer.bin` are llm.c's; fp32, version 3.".to_string(),
+        Format::LlmC => "`model.bin` and `tokenizer.bin` are llm.c's.".to_string(),
         Format::Safetensors => {
             "`phalanx import` reads this folder. Matrices are [out, in]; queries, keys and values are one matrix; \
              `config.json` has the shape."
@@ -33,13 +34,15 @@ pub(super) fn card(trained: &Trained, format: Format) -> String {
         Format::HfBert => "---\nlibrary_name: transformers\npipeline_tag: fill-mask\n---\n\n",
         Format::LlmC | Format::Safetensors => "",
     };
-    let kind = if model.is_masked() { "A masked encoder" } else { "A decoder" };
+    let precision = if kind == Kind::BFloat16 { "bf16, rounded from fp32" } else { "fp32" };
+    let what = if model.is_masked() { "A masked encoder" } else { "A decoder" };
     let rows = [
         ("parameters", model.parameters().to_string()),
         ("blocks, heads, width", format!("{}, {}, {}", model.n_layer, model.n_head, model.n_embd)),
         ("context", format!("{} tokens", model.seq_len)),
         ("vocabulary", format!("{} ({})", model.vocab_size, state.tokenizer)),
         ("attention", patterns.join(", ")),
+        ("values", precision.into()),
         ("trained for", format!("{} updates, {} tokens", state.step, state.tokens)),
         ("last training loss", loss),
         ("training data", digest(&state.train_digest)),
@@ -48,7 +51,7 @@ pub(super) fn card(trained: &Trained, format: Format) -> String {
     let rows: String = rows.iter().map(|(name, value)| format!("| {name} | {value} |\n")).collect();
     let name = &config.run.name;
     format!(
-        "{head}# {name}\n\n{kind} that Phalanx {version} exported as `{format}`.\n\n| | |\n|---|---|\n{rows}\n\
+        "{head}# {name}\n\n{what} that Phalanx {version} exported as `{format}`.\n\n| | |\n|---|---|\n{rows}\n\
          {loading}\n\nWhat it was trained on, for what it may be used and where it fails is not known to the \
          program that wrote this card.\n",
         version = env!("CARGO_PKG_VERSION"),

@@ -1,6 +1,6 @@
 //! `phalanx export` and `phalanx import`: arguments, and what is said of the outcome.
 
-use super::{Format, export, import};
+use super::{Form, Format, export, import};
 use crate::error::TrainError;
 use crate::trained::Trained;
 use clap::Args;
@@ -19,6 +19,9 @@ pub struct ExportArgs {
     /// What to write
     #[arg(long, value_enum)]
     pub format: Format,
+    /// In bf16, half as large, rather than fp32
+    #[arg(long)]
+    pub bf16: bool,
     /// The folder to make
     #[arg(long, value_name = "DIR")]
     pub out: PathBuf,
@@ -43,7 +46,9 @@ pub struct ImportArgs {
 /// As [`export`].
 pub fn export_command(args: &ExportArgs, comm: &dyn Communicator) -> Result<(), TrainError> {
     let trained = Trained::open(&args.model, args.step)?;
-    let done = export(&trained, args.format, &args.out, args.verify_with_transformers.as_deref(), comm)?;
+    let python = args.verify_with_transformers.as_deref();
+    let form = Form { format: args.format, bf16: args.bf16, python };
+    let done = export(&trained, form, &args.out, comm)?;
     let mut stdout = std::io::stdout();
     let (out, format) = (args.out.display(), args.format);
     let _ = writeln!(stdout, "{out}: {format} of {}", trained.folder().display());

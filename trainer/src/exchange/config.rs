@@ -32,6 +32,22 @@ pub(super) fn check(model: &ModelConfig, format: Format) -> Result<(), ExchangeE
     check_decoder(model, format)
 }
 
+/// Refuses bf16 where the format's values are not ours: what is divided by a root that is no power of two is rounded
+/// twice.
+///
+/// # Errors
+/// [`ExchangeError::NoPlace`], with the reason.
+pub(super) fn check_precision(model: &ModelConfig, format: Format, bf16: bool) -> Result<(), ExchangeError> {
+    let d = model.head_dim();
+    let exact = d.is_power_of_two() && d.trailing_zeros().is_multiple_of(2);
+    if !bf16 || format != Format::HfGptNeo || exact {
+        return Ok(());
+    }
+    let what = format!("queries in bf16, divided by the root of {d}, are other queries");
+    let hint = "leave --bf16 out, or train with heads that are 16, 64 or 256 wide".into();
+    Err(ExchangeError::NoPlace { format, what, hint })
+}
+
 /// The same of a model that is a GPT in all but its blocks.
 fn check_decoder(model: &ModelConfig, format: Format) -> Result<(), ExchangeError> {
     let refuse = |what: String, hint: &str| Err(ExchangeError::NoPlace { format, what, hint: hint.into() });

@@ -25,6 +25,29 @@ const LIMIT: f64 = 1e-4;
 /// The script that asks `transformers`.
 const VERIFY: &str = include_str!("verify.py");
 
+/// How a model is written.
+#[derive(Debug, Clone, Copy)]
+pub struct Form<'a> {
+    /// In which files.
+    pub format: Format,
+    /// In bf16 rather than fp32.
+    pub bf16: bool,
+    /// A Python that has `transformers`, to be asked too.
+    pub python: Option<&'a str>,
+}
+
+impl From<Format> for Form<'static> {
+    fn from(format: Format) -> Form<'static> {
+        Form { format, bf16: false, python: None }
+    }
+}
+
+impl Form<'_> {
+    fn kind(self) -> Kind {
+        if self.bf16 { Kind::BFloat16 } else { Kind::Float }
+    }
+}
+
 /// What an export came to.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Exported {
@@ -36,33 +59,36 @@ pub struct Exported {
     pub off_transformers: Option<f64>,
 }
 
-/// Writes a trained model into the folder `out`, which must not exist, and proves it. `python` asks
-/// `transformers`, too.
+/// Writes a trained model into the folder `out`, which must not exist, and proves it. In bf16 the model is its
+/// weights rounded, and is held to those.
 ///
 /// # Errors
 /// A format that has no place for the model; a folder that exists or cannot be written; an export that is
 /// not the model, of which nothing is left.
 pub fn export(
     trained: &Trained,
-    format: Format,
+    form: Form<'_>,
     out: &Path,
-    python: Option<&str>,
     comm: &dyn Communicator,
 ) -> Result<Exported, TrainError> {
     let model = &trained.config().model;
-    config::check(model, format)?;
+    config::check(model, form.format)?;
+    config::check_precision(model, form.format, form.bf16)?;
     if out.exists() {
         return Err(ExchangeError::Exists { path: out.into() }.into());
     }
     let tokenizer = trained.tokenizer()?;
-    let parameters = trained.parameters(Kind::Float, Device::Cpu, comm)?;
+    let mut parameters = trained.parameters(Kind::Float, Device::Cpu, comm)?;
+    if form.bf16 {
+        round(&mut parameters)?;
+    }
     let unfinished = PathBuf::from(format!("{}.tmp", out.display()));
     if unfinished.exists() {
         fs::remove_dir_all(&unfinished).map_err(FileError::of("remove", &unfinished))?;
     }
     fs::create_dir_all(&unfinished).map_err(FileError::of("create the folder", &unfinished))?;
-    let done = write(trained, format, &unfinished, &parameters, tokenizer.as_ref())
-        .and_then(|()| prove(model, format, &unfinished, parameters, python, comm));
+    let done = write(trained, form, &unfinished, &parameters, tokenizer.as_ref())
+        .and_then(|()| prove(model, form, &unfinished, parameters, comm));
     match done {
         Ok((off, off_transformers)) => {
             sync_folder(&unfinished)?;
@@ -77,20 +103,29 @@ pub fn export(
     }
 }
 
+/// Rounds every weight to what bf16 holds.
+fn round(parameters: &mut Parameters<'_>) -> Result<(), TrainError> {
+    for index in 0..parameters.len() {
+        let master = parameters.master(index);
+        master.shallow_clone().copy_(&master.to_kind(Kind::BFloat16));
+    }
+    parameters.publish()
+}
+
 fn write(
     trained: &Trained,
-    format: Format,
+    form: Form<'_>,
     folder: &Path,
     parameters: &Parameters<'_>,
     tokenizer: Option<&Tokenizer>,
 ) -> Result<(), TrainError> {
-    let model = &trained.config().model;
+    let (model, format) = (&trained.config().model, form.format);
     let entries = entries(model, format);
     let ours = tensors(parameters);
     let theirs = |i: usize| entry_of(&entries[i], &ours);
     let end = tokenizer.map(Tokenizer::end_of_text).filter(|&end| (end as usize) < model.vocab_size);
     if format == Format::LlmC {
-        llmc::write(&folder.join(llmc::MODEL), model, &entries, theirs)?;
+        llmc::write(&folder.join(llmc::MODEL), model, &entries, form.kind(), theirs)?;
         if let (Some(tokenizer), Some(end)) = (tokenizer, end) {
             let mut tokens = tokenizer.tokens();
             tokens.push(b"<|endoftext|>".to_vec());
@@ -101,12 +136,15 @@ fn write(
             entries.iter().map(|entry| (entry.name.clone(), entry.shape())).collect();
         let kind = if format == Format::Safetensors { "phalanx" } else { "pt" };
         let about = HashMap::from([("format".to_string(), kind.to_string())]);
-        file::write(&folder.join("model.safetensors"), about, &shapes, theirs)?;
-        let config = match format {
+        file::write(&folder.join("model.safetensors"), about, &shapes, form.kind(), theirs)?;
+        let mut config = match format {
             Format::Safetensors => serde_json::to_value(model).unwrap_or_default(),
             Format::HfBert => bert::to_json(model, tokenizer),
             _ => config::to_json(model, format, end),
         };
+        if form.bf16 && format != Format::Safetensors {
+            config["dtype"] = "bfloat16".into();
+        }
         json(&folder.join("config.json"), &config)?;
         if !matches!(format, Format::Safetensors | Format::HfBert) {
             let generation =
@@ -117,7 +155,7 @@ fn write(
             write_atomically(&folder.join(name), content.as_bytes())?;
         }
     }
-    Ok(write_atomically(&folder.join("README.md"), card::card(trained, format).as_bytes())?)
+    Ok(write_atomically(&folder.join("README.md"), card::card(trained, format, form.kind()).as_bytes())?)
 }
 
 fn json(path: &Path, value: &serde_json::Value) -> Result<(), FileError> {
@@ -144,10 +182,9 @@ fn entry_of(entry: &Entry, ours: &HashMap<String, Tensor>) -> Tensor {
 /// Compares what was written with the model, by its logits for made-up tokens.
 fn prove(
     model: &ModelConfig,
-    format: Format,
+    form: Form<'_>,
     folder: &Path,
     parameters: Parameters<'_>,
-    python: Option<&str>,
     comm: &dyn Communicator,
 ) -> Result<(f64, Option<f64>), TrainError> {
     let gradients = Gradients::new(&parameters, 1, false, comm)?;
@@ -161,9 +198,10 @@ fn prove(
         }
         Err(ExchangeError::Differs { path: folder.into(), by: by.into(), off, limit: LIMIT })
     };
+    let format = form.format;
     let off = allowed("another reader in float64", &reference::logits(folder, format, &tokens)?)?;
     let hugging_face = !matches!(format, Format::LlmC | Format::Safetensors);
-    let off_transformers = match python {
+    let off_transformers = match form.python {
         Some(python) if hugging_face => {
             Some(allowed("transformers", &by_transformers(python, folder, &tokens)?)?)
         }

@@ -14,7 +14,7 @@ use tch::{Kind, Tensor};
 /// The safetensors library refuses longer headers.
 const MAX_HEADER_BYTES: u64 = 100_000_000;
 
-/// Writes fp32 tensors, each when its turn comes.
+/// Writes tensors in fp32 or bf16, each when its turn comes.
 ///
 /// # Errors
 /// What the file system refuses.
@@ -22,14 +22,16 @@ pub(super) fn write(
     path: &Path,
     about: HashMap<String, String>,
     shapes: &[(String, Vec<i64>)],
+    kind: Kind,
     mut tensor: impl FnMut(usize) -> Tensor,
 ) -> Result<(), FileError> {
     let mut end = 0;
+    let dtype = if kind == Kind::BFloat16 { Dtype::BF16 } else { Dtype::F32 };
     let infos = shapes.iter().map(|(name, shape)| {
         let start = end;
-        end += shape.iter().product::<i64>() as usize * size_of::<f32>();
+        end += shape.iter().product::<i64>() as usize * kind.elt_size_in_bytes();
         let shape = shape.iter().map(|&n| n as usize).collect();
-        (name.clone(), TensorInfo { dtype: Dtype::F32, shape, data_offsets: (start, end) })
+        (name.clone(), TensorInfo { dtype, shape, data_offsets: (start, end) })
     });
     let infos = infos.collect();
     write_atomically_with(path, |file| {
@@ -38,15 +40,15 @@ pub(super) fn write(
         header.resize(header.len().next_multiple_of(8), b' ');
         file.write_all(&(header.len() as u64).to_le_bytes())?;
         file.write_all(&header)?;
-        (0..shapes.len()).try_for_each(|i| file.write_all(&bytes_of(&tensor(i))))
+        (0..shapes.len()).try_for_each(|i| file.write_all(&bytes_of(&tensor(i), kind)))
     })
 }
 
-/// A tensor's values as little-endian fp32.
-pub(super) fn bytes_of(tensor: &Tensor) -> Vec<u8> {
-    let mut values = vec![0f32; tensor.numel()];
-    tensor.contiguous().copy_data(&mut values, tensor.numel());
-    values.iter().flat_map(|value| value.to_le_bytes()).collect()
+/// A tensor's values in this kind, as they lie in memory: little-endian wherever libtorch runs.
+pub(super) fn bytes_of(tensor: &Tensor, kind: Kind) -> Vec<u8> {
+    let mut bytes = vec![0; tensor.numel() * kind.elt_size_in_bytes()];
+    tensor.to_kind(kind).contiguous().copy_data_u8(&mut bytes, tensor.numel());
+    bytes
 }
 
 /// The tensors of one file or several.

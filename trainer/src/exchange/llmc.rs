@@ -52,7 +52,7 @@ fn in_order(entries: &[Entry]) -> impl Iterator<Item = (usize, &Entry)> {
         .flat_map(move |kind| entries.iter().enumerate().filter(move |(_, entry)| of_kind(entry, kind)))
 }
 
-/// Writes a model in fp32; the vocabulary is padded with zeros.
+/// Writes a model in fp32 or bf16; the vocabulary is padded with zeros.
 ///
 /// # Errors
 /// What the file system refuses.
@@ -60,11 +60,12 @@ pub(super) fn write(
     path: &Path,
     model: &ModelConfig,
     entries: &[Entry],
+    kind: Kind,
     tensor: impl Fn(usize) -> Tensor,
 ) -> Result<(), FileError> {
     let numbers = [
         MODEL_MAGIC as usize,
-        3,
+        if kind == Kind::BFloat16 { 5 } else { 3 },
         model.seq_len,
         model.vocab_size,
         model.n_layer,
@@ -77,10 +78,10 @@ pub(super) fn write(
     write_atomically_with(path, |file| {
         file.write_all(&header)?;
         for (i, entry) in in_order(entries) {
-            file.write_all(&bytes_of(&tensor(i)))?;
+            file.write_all(&bytes_of(&tensor(i), kind))?;
             if entry.name == ORDER[0] {
                 let padding = (model.padded_vocab_size() - model.vocab_size) * model.n_embd;
-                file.write_all(&vec![0; padding * size_of::<f32>()])?;
+                file.write_all(&vec![0; padding * kind.elt_size_in_bytes()])?;
             }
         }
         Ok(())

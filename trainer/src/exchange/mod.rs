@@ -19,7 +19,7 @@ mod reference_bert;
 mod tests;
 
 pub use command::{ExportArgs, ImportArgs, export_command, import_command};
-pub use export::{Exported, export};
+pub use export::{Exported, Form, export};
 pub use import::{Imported, import};
 
 use crate::run_folder::FileError;
@@ -38,7 +38,7 @@ pub enum Format {
     OpenaiGpt,
     /// `transformers`' BertForMaskedLM: a masked model, bidirectional, norms after the sublayers.
     HfBert,
-    /// llm.c's `.bin`, fp32, and its tokenizer file: as GPT-2.
+    /// llm.c's `.bin` and its tokenizer file: as GPT-2.
     #[value(name = "llm.c")]
     LlmC,
     /// The tensors by the names that they have here, in one safetensors file: any model.

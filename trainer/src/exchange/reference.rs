@@ -5,7 +5,7 @@
 use super::{ExchangeError, Format, llmc, reference_bert};
 use crate::run_folder::FileError;
 use configs::Pattern;
-use safetensors::SafeTensors;
+use safetensors::{Dtype, SafeTensors};
 use serde_json::Value;
 use std::collections::VecDeque;
 use std::path::Path;
@@ -110,6 +110,22 @@ fn mask(t: i64, sees: impl Fn(i64, i64) -> bool) -> Tensor {
     Tensor::from_slice(&pairs).view([t, t])
 }
 
+/// Values as they lie in a file, little-endian fp32 or bf16, as float64.
+pub(super) fn values(bytes: &[u8], bf16: bool) -> Tensor {
+    let values: Vec<f32> = if bf16 {
+        // The upper half of an fp32.
+        bytes
+            .as_chunks()
+            .0
+            .iter()
+            .map(|two| f32::from_bits(u32::from(u16::from_le_bytes(*two)) << 16))
+            .collect()
+    } else {
+        bytes.as_chunks().0.iter().map(|four| f32::from_le_bytes(*four)).collect()
+    };
+    Tensor::from_slice(&values).to_kind(Kind::Double)
+}
+
 fn of_safetensors(folder: &Path, format: Format, t: i64) -> Result<Decoder, ExchangeError> {
     let path = folder.join("model.safetensors");
     let bytes = std::fs::read(&path).map_err(FileError::of("read", &path))?;
@@ -118,9 +134,7 @@ fn of_safetensors(folder: &Path, format: Format, t: i64) -> Result<Decoder, Exch
     let get = |name: &str| {
         let view = file.tensor(name).map_err(|error| malformed(format!("{name}: {error}")))?;
         let shape: Vec<i64> = view.shape().iter().map(|&n| n as i64).collect();
-        Ok::<Tensor, ExchangeError>(
-            Tensor::from_data_size(view.data(), &shape, Kind::Float).to_kind(Kind::Double),
-        )
+        Ok::<Tensor, ExchangeError>(values(view.data(), view.dtype() == Dtype::BF16).view(&shape[..]))
     };
     let about = std::fs::read(folder.join("config.json")).map_err(FileError::of("read", folder))?;
     let config: Value = serde_json::from_slice(&about).map_err(|error| malformed(error.to_string()))?;
@@ -209,11 +223,10 @@ fn of_llmc(path: &Path, t: i64) -> Result<Decoder, ExchangeError> {
     let (numbers, rest) = bytes.split_at_checked(1024).ok_or_else(|| malformed("it has no header"))?;
     let numbers: Vec<i64> =
         numbers.as_chunks().0.iter().map(|four| i64::from(i32::from_le_bytes(*four))).collect();
-    let [_, _, max_t, v, l, heads, c, padded] = numbers[..8] else {
+    let [_, version, max_t, v, l, heads, c, padded] = numbers[..8] else {
         return Err(malformed("it has no header"));
     };
-    let values: Vec<f32> = rest.as_chunks().0.iter().map(|four| f32::from_le_bytes(*four)).collect();
-    let all = Tensor::from_slice(&values).to_kind(Kind::Double);
+    let all = values(rest, version == 5);
     let mut at = 0;
     let mut take = |shape: &[i64]| {
         let n: i64 = shape.iter().product();

@@ -1,9 +1,9 @@
 //! BERT as it stands in exported files, computed by a way of its own, as `reference` does: its own reading of the
 //! files, float64, attention written out. Knows no layout of Phalanx but the names in its plain safetensors.
 
-use super::{ExchangeError, Format};
+use super::{ExchangeError, Format, reference};
 use crate::run_folder::FileError;
-use safetensors::SafeTensors;
+use safetensors::{Dtype, SafeTensors};
 use serde_json::Value;
 use std::collections::HashMap;
 use std::path::Path;
@@ -59,7 +59,7 @@ impl Encoder {
         let mut values = HashMap::new();
         for (name, view) in file.tensors() {
             let shape: Vec<i64> = view.shape().iter().map(|&n| n as i64).collect();
-            let tensor = Tensor::from_data_size(view.data(), &shape, Kind::Float).to_kind(Kind::Double);
+            let tensor = reference::values(view.data(), view.dtype() == Dtype::BF16).view(&shape[..]);
             for (name, tensor) in if plain { renamed(&name, tensor) } else { vec![(name, tensor)] } {
                 values.insert(name, tensor);
             }
