@@ -29,7 +29,7 @@ pub use flat::{Weights, initial_values, view};
 pub use gradient_tree::GradientTree;
 pub use linear::linear;
 pub use loss::{Bias, Head};
-pub use shim::{backward, mapped_zeros};
+pub use shim::{backward, cross_entropy, mapped_zeros};
 
 #[cfg(test)]
 mod tests {
