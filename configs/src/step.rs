@@ -74,6 +74,8 @@ pub struct Call {
     pub slice_numel: usize,
     /// Bytes of an element on its way.
     pub width: u64,
+    /// Whether the buffer comes and goes, so that the ranks of a node cannot reach into it.
+    pub passing: bool,
 }
 
 impl Call {
@@ -282,7 +284,11 @@ impl Walk<'_> {
     fn start(&mut self, collective: Collective, cargo: Cargo, segment: usize, width: u64) {
         let numel = self.segments[segment].numel;
         let slice_numel = slice_numel(numel, self.setup.world_size);
-        self.acts.push(Act::Start(Call { collective, cargo, segment, numel, slice_numel, width }));
+        let passing = match cargo {
+            Cargo::Weights => self.setup.shard == Shard::Parameters,
+            Cargo::Gradient => self.setup.shard.leaves_at_once(),
+        };
+        self.acts.push(Act::Start(Call { collective, cargo, segment, numel, slice_numel, width, passing }));
     }
 }
 

@@ -47,6 +47,22 @@ class Regions final : public c10::Allocator {
 
   void copy_data(void *to, const void *from, size_t bytes) const override { default_copy_data(to, from, bytes); }
 
+  // Gives back the regions of which nothing is used.
+  void trim() {
+    const std::lock_guard<std::mutex> lock(mutex_);
+    for (auto region = regions_.begin(); region != regions_.end();) {
+      const auto [at, size] = *region;
+      const auto free = by_place_.find(at);
+      if (free == by_place_.end() || free->second != size) {
+        ++region;
+        continue;
+      }
+      forget(at);
+      region = regions_.erase(region);
+      munmap(at, size);
+    }
+  }
+
   // Never destroyed: tensors may outlive whatever is.
   static Regions &only() {
     static Regions *const regions = new Regions;
@@ -125,5 +141,10 @@ extern "C" {
 // From now on large tensors in host memory are the regions'.
 int phx_keep_host_memory() {
   return guarded([] { c10::SetAllocator(c10::DeviceType::CPU, &Regions::only(), /*priority=*/1); });
+}
+
+// Gives back what is kept and not used.
+int phx_trim_host_memory() {
+  return guarded([] { Regions::only().trim(); });
 }
 }

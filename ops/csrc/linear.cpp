@@ -217,6 +217,21 @@ struct Mlp : torch::autograd::Function<Mlp> {
   }
 };
 
+// The sum of the cross-entropies of rows of logits [N, V padded], over which their gradients are written.
+double cross_entropy(const Tensor &logits, const Tensor &targets, int64_t vocab, double scale) {
+  const int64_t n = logits.size(0), padded = logits.size(1);
+  const int64_t *const target = targets.data_ptr<int64_t>();
+  uint16_t *const rows = halves(logits);
+  const Tensor losses = at::empty({n}, targets.options().dtype(at::kDouble));
+  double *const loss = losses.data_ptr<double>();
+  double nats = 0;
+  phx::on_all_threads(n, [&](int64_t i) {
+    loss[i] = phx::cross_entropy_row(rows + i * padded, vocab, padded, target[i], static_cast<float>(scale));
+  });
+  for (int64_t i = 0; i < n; ++i) nats += loss[i];
+  return nats;
+}
+
 }  // namespace
 
 namespace phx {
@@ -249,6 +264,11 @@ at::Tensor *phx_mlp(const at::Tensor *x, const at::Tensor *w1, const at::Tensor 
   return result;
 }
 
+// The loss alone: of logits [N, V padded] bf16 against targets [N] i64, as below.
+int phx_cross_entropy(const at::Tensor *logits, const at::Tensor *targets, int64_t vocab, double scale, double *nats) {
+  return guarded([&] { *nats += cross_entropy(*logits, *targets, vocab, scale); });
+}
+
 // Hidden states [N, C] bf16 against the first `vocab` rows of a head [V padded, C] bf16: adds the sum of the
 // cross-entropies against targets [N] i64 to `nats`, the head's gradient of it times `scale` to head_grad
 // [V padded, C] fp32, and writes that of the hidden states. `logits` is scratch, [N, V padded] bf16.
@@ -257,16 +277,10 @@ int phx_head_loss(const at::Tensor *hidden, const at::Tensor *head, const at::Te
                   const at::Tensor *hidden_grad, double *nats) {
   return guarded([&] {
     const int64_t n = hidden->size(0), c = hidden->size(1), padded = head->size(0);
-    const int64_t *target = targets->data_ptr<int64_t>();
     uint16_t *const rows = halves(*logits);
     multiply({{halves(*hidden), c, true}, {halves(*head), c, true}, {rows, nullptr, padded, nullptr, false}, n,
               padded, c});
-    const Tensor losses = at::empty({n}, targets->options().dtype(at::kDouble));
-    double *const loss = losses.data_ptr<double>();
-    phx::on_all_threads(n, [&](int64_t i) {
-      loss[i] = phx::cross_entropy_row(rows + i * padded, vocab, padded, target[i], static_cast<float>(scale));
-    });
-    for (int64_t i = 0; i < n; ++i) *nats += loss[i];
+    *nats += cross_entropy(*logits, *targets, vocab, scale);
     const Tensor grad = at::empty({n, c}, hidden->options().dtype(at::kFloat));
     multiply({{rows, padded, true}, {halves(*head), c, false}, {nullptr, grad.data_ptr<float>(), c, nullptr, false},
               n, c, padded});

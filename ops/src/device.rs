@@ -64,6 +64,20 @@ pub(crate) fn cpu_multiplies_bf16() -> bool {
     there
 }
 
+/// Whether the CPU has a matrix unit that multiplies bf16 and adds to fp32 where it lies: layers, their gradients
+/// and the head are then products of our own.
+pub fn has_matrix_unit() -> bool {
+    crate::shim::has_products()
+}
+
+/// Gives the system what the process keeps of freed tensors' memory (see [`configure_process`]).
+///
+/// # Errors
+/// None that is known: what the shim says.
+pub fn trim_host_memory() -> Result<(), OpsError> {
+    crate::shim::trim_host_memory()
+}
+
 /// Fixes how many threads compute, and keeps freed memory: a step allocates what the step before
 /// freed, and giving it back to the system in between costs a page fault for every 4 KiB.
 pub fn configure_process(threads: usize) {

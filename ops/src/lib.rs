@@ -32,7 +32,7 @@ pub use gradient_tree::GradientTree;
 pub use linear::Layer;
 pub use loss::{Bias, Head};
 pub use mlp::{Gelu, gelu, mlp};
-pub use shim::{backward, mapped_zeros};
+pub use shim::{backward, cross_entropy, mapped_zeros};
 
 #[cfg(test)]
 mod tests {

@@ -95,7 +95,15 @@ mod ffi {
             hidden_grad: *const C_tensor,
             nats: *mut f64,
         ) -> c_int;
+        pub(super) fn phx_cross_entropy(
+            logits: *const C_tensor,
+            targets: *const C_tensor,
+            vocab_size: i64,
+            scale: f64,
+            nats: *mut f64,
+        ) -> c_int;
         pub(super) fn phx_keep_host_memory() -> c_int;
+        pub(super) fn phx_trim_host_memory() -> c_int;
         pub(super) fn phx_sum_squares(x: *const f32, n: i64, chunk: i64, partials: *mut f64);
     }
 }
@@ -160,6 +168,12 @@ pub(crate) fn keep_host_memory() -> Result<(), OpsError> {
     checked(unsafe { ffi::phx_keep_host_memory() })
 }
 
+/// Gives the system what of that memory no tensor lies in.
+pub(crate) fn trim_host_memory() -> Result<(), OpsError> {
+    // SAFETY: a plain call. Only regions without a tensor go, and the allocator guards its own books.
+    checked(unsafe { ffi::phx_trim_host_memory() })
+}
+
 /// A linear layer of bf16, whose shapes and layout the caller has checked.
 pub(crate) fn linear(x: &Tensor, weight: &Tensor, bias: Option<&Tensor>) -> Result<Tensor, OpsError> {
     let bias = bias.map_or(std::ptr::null(), Tensor::as_ptr);
@@ -208,10 +222,8 @@ impl HeadLoss<'_> {
         let rows = [(*hidden, [n, c]), (head, [padded, c]), (logits, [n, padded]), (head_grad, [padded, c])];
         let fits = rows.iter().all(|(tensor, size)| tensor.size() == *size && tensor.is_contiguous());
         assert!(fits && hidden_grad.size() == [n, c] && targets.size() == [n], "a head's shapes");
-        assert!(targets.kind() == Kind::Int64 && targets.is_contiguous(), "targets are numbers of tokens");
         assert!(head_grad.kind() == Kind::Float && *vocab_size <= padded, "a head's gradient is fp32");
-        let known = i64::try_from(targets.max()).unwrap_or(i64::MAX) < *vocab_size;
-        assert!(known && i64::try_from(targets.min()).unwrap_or(-1) >= 0, "targets are in the vocabulary");
+        check_targets(targets, *vocab_size);
         let mut nats = 0.0;
         // SAFETY: the tensors outlive the call, and their kinds, shapes and layout are those that the shim
         // reads and writes by, as was just checked; `nats` is a local that it adds to.
@@ -230,6 +242,40 @@ impl HeadLoss<'_> {
         })?;
         Ok(nats)
     }
+}
+
+/// The loss's part of it alone: the sum of the cross-entropies in nats of logits `[N, V padded]` bf16 against
+/// targets `[N]` i64; the logits become the gradients of it times `scale`.
+///
+/// # Errors
+/// What libtorch says.
+///
+/// # Panics
+/// On a CPU without a matrix unit for bf16, or where shapes and kinds are not these.
+pub fn cross_entropy(
+    logits: &Tensor,
+    targets: &Tensor,
+    vocab_size: i64,
+    scale: f64,
+) -> Result<f64, OpsError> {
+    let [rows, padded] = logits.size()[..] else { panic!("logits are [N, V padded]") };
+    let half = logits.kind() == Kind::BFloat16 && logits.device() == Device::Cpu && logits.is_contiguous();
+    assert!(has_products() && half && vocab_size <= padded, "logits are bf16, for the matrix unit");
+    assert_eq!(targets.size(), [rows], "a target for each row");
+    check_targets(targets, vocab_size);
+    let mut nats = 0.0;
+    // SAFETY: both tensors outlive the call; kinds, shapes, layout and targets are what the shim reads and
+    // writes by, as was just checked; `nats` is a local that it adds to.
+    checked(unsafe {
+        ffi::phx_cross_entropy(logits.as_ptr(), targets.as_ptr(), vocab_size, scale, &raw mut nats)
+    })?;
+    Ok(nats)
+}
+
+fn check_targets(targets: &Tensor, vocab_size: i64) {
+    assert!(targets.kind() == Kind::Int64 && targets.is_contiguous(), "targets are numbers of tokens");
+    let known = i64::try_from(targets.max()).unwrap_or(i64::MAX) < vocab_size;
+    assert!(known && i64::try_from(targets.min()).unwrap_or(-1) >= 0, "targets are in the vocabulary");
 }
 
 /// Attention of `[B, H, T, D]` over the pairs of some pieces, by the CPU's kernel; with `half`, bf16 is

@@ -10,7 +10,7 @@ use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 use tch::Kind;
-use trainer::bench::{AttentionBench, Calibration};
+use trainer::bench::{AttentionBench, Calibration, Case};
 use trainer::checkpoint::commands;
 use trainer::exchange::{ExportArgs, ImportArgs, export_command, import_command};
 use trainer::generate::{GenerateArgs, generate_command};
@@ -417,6 +417,26 @@ fn gpu_check(args: &GpuCheckArgs, comm: &mut Box<dyn Communicator>) -> Result<Ex
     trainer::gpu_check(part, &args.out, args.device == CheckDevice::Cpu, comm)
 }
 
+/// A configuration's steps beside their plan, by a machine file.
+fn planned(
+    config: &Path,
+    sets: &[String],
+    machine: &Path,
+    comm: &dyn Communicator,
+) -> Result<Vec<Case>, TrainError> {
+    let measured = std::fs::read_to_string(machine).map_err(|error| error.to_string());
+    let measured = measured.and_then(|text| Measured::parse(&text));
+    let measured = measured.map_err(|why| TrainError::Machine { file: machine.to_path_buf(), why })?;
+    let config = configs::load(config, sets, &|_| Ok(257))?;
+    ops::device::configure_process(config.parallel.threads);
+    let compared = trainer::bench::planned(&config, &measured, comm)?;
+    if comm.rank() == 0 {
+        let [least, most] = compared.spread;
+        let _ = writeln!(std::io::stdout(), "step, planned over measured: {least:.2} to {most:.2}");
+    }
+    Ok(compared.cases)
+}
+
 /// Measures this machine, and writes its file.
 fn calibrate(out: &Path, comm: &dyn Communicator) -> Result<Exit, TrainError> {
     let folder = out.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."));
@@ -471,15 +491,7 @@ fn bench(what: &Bench, comm: &dyn Communicator) -> Result<Exit, TrainError> {
             return Ok(Exit::Done);
         }
         Bench::Calibrate { out } => return calibrate(out, comm),
-        Bench::Plan { config, sets, machine } => {
-            let measured = std::fs::read_to_string(machine).map_err(|error| error.to_string());
-            let measured = measured.and_then(|text| Measured::parse(&text));
-            let measured =
-                measured.map_err(|why| TrainError::Machine { file: machine.to_path_buf(), why })?;
-            let config = configs::load(config, sets, &|_| Ok(257))?;
-            ops::device::configure_process(config.parallel.threads);
-            ("plan".to_string(), trainer::bench::planned(&config, measured, comm)?)
-        }
+        Bench::Plan { config, sets, machine } => ("plan".to_string(), planned(config, sets, machine, comm)?),
         Bench::Overlap { config, sets, turns } => {
             // No data is read: bytes, unless the vocabulary is set.
             let config = configs::load(config, sets, &|_| Ok(257))?;

@@ -4,7 +4,7 @@
 use super::machine::Cluster;
 use super::measured::{Computing, Rates};
 use crate::memory::block_activations;
-use crate::{Call, ModelConfig, SegmentSpec, Setup, Work, logits_at_once, segments};
+use crate::{Call, Cargo, ModelConfig, SegmentSpec, Setup, Shard, Work, logits_at_once, segments};
 
 /// Bytes moved for each logit: written by the product, then five passes of the loss read and write it as
 /// fp32 (`ops`' loss), the last one into the precision of two more products.
@@ -12,9 +12,6 @@ pub const LOGIT_BYTES: f64 = 44.0;
 
 /// Bytes moved for each element of an update: fp32 gradient, master and two moments in; master and moments out.
 pub const UPDATE_BYTES: f64 = 16.0 + 12.0;
-
-/// Bytes around it: the gradient is read for its norm, and set to zero.
-const GRADIENT_BYTES: f64 = 4.0 + 4.0;
 
 /// What things cost on ranks of a cluster.
 #[derive(Debug, Clone)]
@@ -36,6 +33,8 @@ pub struct CallSeconds {
     pub between: f64,
     /// Messages.
     pub latency: f64,
+    /// Making its buffer, and writing into it what the rank has.
+    pub before: f64,
     /// The part of all that takes the time of the cores that compute.
     pub cores: f64,
 }
@@ -43,7 +42,7 @@ pub struct CallSeconds {
 impl CallSeconds {
     /// All of it.
     pub fn total(&self) -> f64 {
-        self.within.max(self.between) + self.latency
+        self.before + self.within.max(self.between) + self.latency
     }
 }
 
@@ -63,18 +62,33 @@ impl<'a> Costs<'a> {
             // Two rows are read for each token, and their sum written.
             Work::Embed => self.moving(3.0 * width * c * tokens),
             Work::Forward(layer) | Work::Recompute(layer) => self.forward[layer],
-            Work::Backward(layer) => 2.0 * self.forward[layer] + self.accumulating(2 + layer, width),
+            Work::Backward(layer) => 2.0 * self.forward[layer] + self.accumulating(2 + layer),
             Work::Head => self.head(),
             Work::EmbedBackward => self.moving(2.0 * 8.0 * c * tokens),
-            Work::Update => {
-                let held: u64 = self.segments.iter().map(|segment| self.held(segment)).sum();
-                // In bf16 the masters are read once more, and the weights written.
-                let around = GRADIENT_BYTES + if self.setup.bf16 { 4.0 + width } else { 0.0 };
-                let update = UPDATE_BYTES * held as f64;
-                self.rates().map_or_else(|| self.moving(update), |rates| update / rates.update_bytes_per_s)
-                    + self.moving(around * held as f64)
-            }
+            Work::Update => self.update(),
         }
+    }
+
+    /// The update of what the rank holds, and what is around it: its gradients are read for their norm and, but in
+    /// the tree, those that it sums set to zero; in bf16 the masters are read once more, and the weights written.
+    fn update(&self) -> f64 {
+        let sum = |of: &dyn Fn(&SegmentSpec) -> u64| self.segments.iter().map(of).sum::<u64>() as f64;
+        let whole = |segment: &SegmentSpec| segment.numel as u64;
+        let owned = |segment: &SegmentSpec| self.setup.owned(segment);
+        let held = if self.setup.shard == Shard::None { sum(&whole) } else { sum(&owned) };
+        let zeroed = match self.setup.shard.leaves_at_once() {
+            _ if self.setup.reproducible => 0.0,
+            true => sum(&owned),
+            false => sum(&whole),
+        };
+        let rounded = match self.setup.shard {
+            Shard::Parameters => 0.0, // as they are gathered
+            _ if self.setup.bf16 => (4 + self.setup.width()) as f64 * held,
+            _ => 0.0,
+        };
+        let update = UPDATE_BYTES * held;
+        self.rates().map_or_else(|| self.moving(update), |rates| update / rates.update_bytes_per_s)
+            + self.moving(4.0 * sum(&owned) + 4.0 * zeroed + rounded)
     }
 
     /// Seconds of a collective: of a buffer of n bytes each pass takes (p - 1) / p n over the link of a rank
@@ -91,11 +105,12 @@ impl<'a> Costs<'a> {
         if let Some(measured) = machine.measured.as_ref().filter(|m| m.nodes == nodes && m.ranks > 1) {
             // The same bytes on other numbers of ranks: by the share that travels.
             let scale = share(ranks) / share(measured.ranks);
-            if let Some(seconds) = measured.seconds(call.collective, call.width, call.bytes() as f64) {
+            if let Some(seconds) = measured.seconds(call) {
                 let seconds = seconds * scale;
                 let (within, between) = if nodes == 1 { (seconds, 0.0) } else { (0.0, seconds) };
-                let cores = within + measured.cores_share * between;
-                return CallSeconds { within, between, latency: 0.0, cores };
+                let before = self.gathers(call);
+                let cores = before + within + measured.cores_share * between;
+                return CallSeconds { before, within, between, latency: 0.0, cores };
             }
         }
         let hops = |parts: usize| match call.passes() {
@@ -103,12 +118,23 @@ impl<'a> Costs<'a> {
             _ => 2.0 * (parts as f64).log2().ceil(),
         };
         let within = bytes * share(here) / (machine.within.bytes_per_s * machine.reached);
+        let before = self.gathers(call);
         CallSeconds {
+            before,
             within,
-            cores: if machine.cpu { within } else { 0.0 },
+            cores: if machine.cpu { before + within } else { before },
             between: bytes * share(nodes) / (self.cluster.between.bytes_per_s * machine.reached),
             latency: hops(here) * machine.within.latency_s + hops(nodes) * self.cluster.between.latency_s,
         }
+    }
+
+    /// Weights that are gathered for a moment have a buffer made for them, into which the rank rounds its slice.
+    fn gathers(&self, call: &Call) -> f64 {
+        if !call.passing || call.cargo != Cargo::Weights {
+            return 0.0;
+        }
+        let owned = self.setup.owned(&self.segments[call.segment]) as f64;
+        self.mapping(call.bytes() as f64) + self.moving((4 + call.width) as f64 * owned)
     }
 
     /// Seconds until all ranks agree on a few numbers.
@@ -148,26 +174,46 @@ impl<'a> Costs<'a> {
         let product = self.multiplying([rows, self.model.n_embd as f64, vocab_size]);
         let logits = LOGIT_BYTES * tokens * vocab_size;
         let passes = self.computing().map(|computing| logits / computing.loss_bytes_per_s);
+        // The matrix unit's products add where sums lie; that is in their rate.
         let apart = if self.setup.bf16 { 2.0 * self.setup.width() as f64 } else { 0.0 };
-        let sums = (chunks * (8.0 + apart) + self.tree_bytes()) * self.segments[0].numel as f64;
-        3.0 * tokens / rows * product + passes.unwrap_or_else(|| self.moving(logits)) + self.moving(sums)
+        let adding = if self.in_place() { 0.0 } else { chunks * (8.0 + apart) };
+        let sums = self.moving(adding * self.segments[0].numel as f64) + self.summing(0);
+        3.0 * tokens / rows * product + passes.unwrap_or_else(|| self.moving(logits)) + sums
     }
 
-    /// A segment's gradient is added to its fp32 sum: autograd's `width` bytes written and read, the sum read
-    /// and written; in a tree, a level's read and the next one's written.
-    fn accumulating(&self, segment: usize, width: f64) -> f64 {
-        self.moving((2.0 * width + 8.0 + self.tree_bytes()) * self.segments[segment].numel as f64)
+    /// A segment's gradient is added to its fp32 sum: autograd's number written and read, the sum read and
+    /// written, unless the product that it comes of has done that.
+    fn accumulating(&self, segment: usize) -> f64 {
+        let adding = if self.in_place() { 0.0 } else { 2.0 * self.setup.width() as f64 + 8.0 };
+        self.moving(adding * self.segments[segment].numel as f64) + self.summing(segment)
     }
 
-    /// Bytes that the tree moves for each element of a gradient.
-    fn tree_bytes(&self) -> f64 {
-        if self.setup.reproducible { 12.0 } else { 0.0 }
+    /// What a micro-batch's gradient of a segment costs beside: its buffer begins at zero in the tree, or comes
+    /// from the system where it leaves at once; then what stays of it is added to what the rank has of others.
+    /// In the tree, of n of them n - 1 are put aside, read and written, and n - 1 times one that waits is added.
+    fn summing(&self, segment: usize) -> f64 {
+        let segment = &self.segments[segment];
+        let (leaves, tree) = (self.setup.shard.leaves_at_once(), self.setup.reproducible);
+        let others = 1.0 - 1.0 / self.setup.micro_steps as f64;
+        let stays = if leaves { self.setup.owned(segment) } else { segment.numel as u64 } as f64;
+        let begins = 4.0 * segment.numel as f64;
+        let added = match (tree, leaves) {
+            (true, true) => (8.0 + 12.0) * others + 8.0 * (1.0 - others), // and the last is copied to the sum
+            (true, false) => (8.0 + 12.0) * others,
+            (false, true) => 12.0,
+            (false, false) => 0.0, // backward adds to the sum itself
+        };
+        self.moving(added * stays)
+            + match (leaves, tree) {
+                (true, _) => self.mapping(begins),
+                (false, true) => self.moving(begins),
+                (false, false) => 0.0,
+            }
     }
 
-    /// Elements of a segment whose master a rank holds.
-    fn held(&self, segment: &SegmentSpec) -> u64 {
-        let whole = self.setup.shard == crate::Shard::None;
-        if whole { segment.numel as u64 } else { self.setup.owned(segment) }
+    /// Whether products add gradients to their fp32 sums, by a matrix unit.
+    fn in_place(&self) -> bool {
+        self.setup.bf16 && self.cluster.machine.matrix_unit
     }
 
     fn tokens(&self) -> f64 {
@@ -192,6 +238,11 @@ impl<'a> Costs<'a> {
     fn computing(&self) -> Option<&Computing> {
         let rates = self.rates()?;
         Some(if self.setup.bf16 { rates.bf16.as_ref().unwrap_or(&rates.fp32) } else { &rates.fp32 })
+    }
+
+    /// Seconds until the system has given so many bytes, cleared.
+    fn mapping(&self, bytes: f64) -> f64 {
+        self.rates().map_or_else(|| self.moving(bytes), |rates| bytes / rates.mapping_bytes_per_s)
     }
 
     fn moving(&self, bytes: f64) -> f64 {

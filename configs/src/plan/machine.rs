@@ -29,6 +29,8 @@ pub struct Machine {
     /// Whether it is a CPU: ranks then compute in fp32 unless bf16 is asked for, sum in the tree unless told
     /// otherwise, and what moves within a node takes the cores' time.
     pub cpu: bool,
+    /// Whether it is a CPU with a matrix unit for bf16, whose products add gradients to their fp32 sums.
+    pub matrix_unit: bool,
     /// Matrix products in bf16, dense, FLOP/s.
     pub bf16_flops_per_s: f64,
     /// The same in fp32.
@@ -128,6 +130,7 @@ impl Machine {
         Ok(Machine {
             name: "cpu".into(),
             cpu: true,
+            matrix_unit: false,
             bf16_flops_per_s: rate,
             fp32_flops_per_s: rate,
             memory_bytes: (cores * 8.0 * GB) as u64,
@@ -152,10 +155,11 @@ impl Machine {
         Machine {
             name: format!("measured on {}", measured.host),
             cpu: true,
+            matrix_unit: measured.matrix_unit,
             bf16_flops_per_s: rates.bf16.as_ref().unwrap_or(&rates.fp32).peak(),
             fp32_flops_per_s: rates.fp32.peak(),
             memory_bytes: measured.memory_bytes / measured.per_node().max(1) as u64,
-            reserved_bytes: measured.process_bytes,
+            reserved_bytes: rates.process_bytes,
             memory_bytes_per_s: memory,
             host_bytes_per_s: memory / 2.0,
             within: Link {
@@ -187,6 +191,7 @@ impl Gpu {
         Ok(Machine {
             name: self.name.into(),
             cpu: false,
+            matrix_unit: false,
             bf16_flops_per_s: self.bf16,
             fp32_flops_per_s: self.fp32,
             memory_bytes: (self.memory_gb * GB) as u64,

@@ -2,7 +2,7 @@
 //! file that `phalanx-rank bench calibrate` writes and `phalanx plan --gpu measured` reads, and what lies between
 //! the sizes that were measured. Knows nothing of how it is measured.
 
-use crate::Collective;
+use crate::{Call, Collective};
 use serde::{Deserialize, Deserializer, Serialize, de};
 
 /// Where it is, if nothing else is asked for.
@@ -26,8 +26,8 @@ pub struct Measured {
     pub nodes: usize,
     /// Bytes of the node's memory.
     pub memory_bytes: u64,
-    /// Bytes that a rank has before it has a model: libraries and their buffers.
-    pub process_bytes: u64,
+    /// Whether bf16 is multiplied by a matrix unit, which adds gradients to their fp32 sums where these lie.
+    pub matrix_unit: bool,
     /// Until all ranks have come.
     #[serde(deserialize_with = "positive")]
     pub barrier_s: f64,
@@ -51,9 +51,14 @@ pub struct Measured {
 pub struct Rates {
     /// Compute threads.
     pub threads: usize,
+    /// Bytes that a rank has beside a model: libraries and their buffers, and what malloc keeps.
+    pub process_bytes: u64,
     /// Bytes read and written of a copy of more than the caches hold.
     #[serde(deserialize_with = "positive")]
     pub copy_bytes_per_s: f64,
+    /// Bytes of memory that is taken from the system, cleared and written once.
+    #[serde(deserialize_with = "positive")]
+    pub mapping_bytes_per_s: f64,
     /// Bytes read and written of a pass as AdamW makes it.
     #[serde(deserialize_with = "positive")]
     pub update_bytes_per_s: f64,
@@ -113,6 +118,8 @@ pub struct MeasuredCall {
     pub collective: Collective,
     /// Bytes of a number on its way.
     pub width: u64,
+    /// Whether the buffer comes and goes, so that the ranks of a node cannot reach into it.
+    pub passing: bool,
     /// Bytes of the buffer on its way.
     pub bytes: u64,
     /// On the slowest rank.
@@ -168,7 +175,7 @@ impl Measured {
     pub fn describe(&self) -> String {
         let Measured { host, ranks, nodes, .. } = self;
         let mut text = format!("{host}: {ranks} ranks on {nodes} nodes\n");
-        for Rates { threads, copy_bytes_per_s, update_bytes_per_s, fp32, bf16 } in &self.rates {
+        for Rates { threads, copy_bytes_per_s, update_bytes_per_s, fp32, bf16, .. } in &self.rates {
             let giga = 1e-9;
             let half =
                 bf16.as_ref().map_or(String::new(), |bf16| format!(", bf16 {:.0}", giga * bf16.peak()));
@@ -202,20 +209,23 @@ impl Measured {
         nearest.expect("a machine file has rates")
     }
 
-    /// Seconds of a collective on a buffer of `bytes` of numbers of `width`: between the measured sizes in a
+    /// Seconds of a collective: between the measured sizes in a
     /// straight line and beyond them in proportion; none if it was not measured.
-    pub fn seconds(&self, collective: Collective, width: u64, bytes: f64) -> Option<f64> {
+    pub fn seconds(&self, call: &Call) -> Option<f64> {
+        let (Call { collective, passing, .. }, bytes) = (*call, call.bytes() as f64);
         let of = |width: Option<u64>| {
             let mut points: Vec<(f64, f64)> = self
                 .collectives
                 .iter()
-                .filter(|call| call.collective == collective && width.is_none_or(|width| call.width == width))
+                .filter(|call| call.collective == collective && call.passing == passing)
+                .filter(|call| width.is_none_or(|width| call.width == width))
                 .map(|call| (call.bytes as f64, call.seconds))
                 .collect();
             points.sort_by(|a, b| a.0.total_cmp(&b.0));
             points
         };
-        let points = Some(of(Some(width))).filter(|points| !points.is_empty()).unwrap_or_else(|| of(None));
+        let points =
+            Some(of(Some(call.width))).filter(|points| !points.is_empty()).unwrap_or_else(|| of(None));
         let (&first, &last) = (points.first()?, points.last()?);
         if bytes <= first.0 {
             return Some(first.1);
@@ -277,6 +287,7 @@ fn between(points: &[RatePoint], size: f64) -> f64 {
 #[cfg(test)]
 pub(crate) mod tests {
     use super::*;
+    use crate::Cargo;
 
     pub(crate) fn machine() -> Measured {
         let computing = |rate: f64| Computing {
@@ -290,19 +301,26 @@ pub(crate) mod tests {
         };
         let rates = |threads| Rates {
             threads,
+            process_bytes: 300_000_000,
             copy_bytes_per_s: 1e10,
+            mapping_bytes_per_s: 4e9,
             update_bytes_per_s: 8e9,
             fp32: computing(1e11),
             bf16: Some(computing(5e11)),
         };
-        let call =
-            |bytes, seconds| MeasuredCall { collective: Collective::AllGather, width: 4, bytes, seconds };
+        let call = |bytes, seconds| MeasuredCall {
+            collective: Collective::AllGather,
+            width: 4,
+            passing: false,
+            bytes,
+            seconds,
+        };
         Measured {
             host: "a".into(),
             ranks: 2,
             nodes: 1,
             memory_bytes: 16_000_000_000,
-            process_bytes: 300_000_000,
+            matrix_unit: true,
             barrier_s: 1e-5,
             disk_bytes_per_s: 1e9,
             cores_share: 0.1,
@@ -314,10 +332,20 @@ pub(crate) mod tests {
     #[test]
     fn what_a_size_between_two_takes_lies_between_what_they_take() {
         let measured = machine();
-        let of = |bytes| measured.seconds(Collective::AllGather, 4, bytes).unwrap();
-        assert_eq!([10.0, 1000.0, 2000.0, 3000.0, 6000.0].map(of), [2.0, 2.0, 3.5, 5.0, 10.0]);
-        assert_eq!(measured.seconds(Collective::AllGather, 2, 1000.0), Some(2.0));
-        assert_eq!(measured.seconds(Collective::AllReduce, 4, 10.0), None);
+        let call = |collective, width, bytes: u64| Call {
+            collective,
+            cargo: Cargo::Weights,
+            segment: 0,
+            numel: (bytes / width) as usize,
+            slice_numel: 0,
+            width,
+            passing: false,
+        };
+        let of = |bytes| measured.seconds(&call(Collective::AllGather, 4, bytes)).unwrap();
+        assert_eq!([8, 1000, 2000, 3000, 6000].map(of), [2.0, 2.0, 3.5, 5.0, 10.0]);
+        assert_eq!(measured.seconds(&call(Collective::AllGather, 2, 1000)), Some(2.0));
+        assert_eq!(measured.seconds(&call(Collective::AllReduce, 4, 8)), None);
+        assert_eq!(measured.seconds(&Call { passing: true, ..call(Collective::AllGather, 4, 8) }), None);
         let computing = &measured.rates(1).fp32;
         assert_eq!([10.0, 1000.0, 1e6].map(|t| computing.attending(t).round()), [1e9, 2e9, 3e9]);
     }

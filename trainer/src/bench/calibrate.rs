@@ -5,13 +5,13 @@ use super::memory::pss_bytes;
 use super::primitives::{Primitives, VOCAB_SIZE};
 use super::{median, most, slowest};
 use crate::error::TrainError;
-use configs::Collective;
 use configs::plan::{Computing, Measured, MeasuredCall, MeasuredProduct, RatePoint, Rates};
+use configs::{Act, Call, Collective};
 use ops::collectives::{Communicator, Operation, Wire};
 use std::io::Write;
 use std::path::Path;
 use std::time::Instant;
-use tch::Kind;
+use tch::{Device, Kind, Tensor};
 
 /// Rows, inner dimension and columns: a block's products at several widths, and a head of bytes.
 const PRODUCTS: [[u32; 3]; 7] = [
@@ -60,14 +60,6 @@ impl Calibration {
         let all = (cores / place.local_size).max(1);
         ops::device::configure_process(all);
         let primitives = Primitives { comm, turns: self.turns };
-        // Libraries load and allocate what they need at their first use.
-        let fastest = ops::device::dtype(configs::Dtype::Auto, tch::Device::Cpu);
-        for kind in [Kind::Float, fastest] {
-            primitives.product(kind, [64, 64, 64])?;
-            primitives.attention(kind, 64)?;
-            primitives.pass(kind, 1 << 12)?;
-        }
-        let process_bytes = most(comm, pss_bytes() as f64)? as u64;
         let mut threads = vec![1, all];
         threads.dedup();
         let rates = threads.into_iter().map(|threads| self.rates(&primitives, threads));
@@ -77,28 +69,92 @@ impl Calibration {
             ranks: place.world_size,
             nodes: place.nodes,
             memory_bytes: memory_bytes(),
-            process_bytes,
+            matrix_unit: ops::device::has_matrix_unit(),
             barrier_s: self.barrier(comm)?,
             disk_bytes_per_s: self.disk(comm, folder)?,
             cores_share: if place.nodes > 1 { primitives.beside()? } else { 0.0 },
             rates,
-            collectives: if place.world_size > 1 { self.collectives(comm)? } else { Vec::new() },
+            collectives: match place.world_size {
+                1 => Vec::new(),
+                _ => self.collectives(comm, &self.buffers(comm)?, |_| true)?,
+            },
         })
+    }
+
+    /// What the ranks of a node share, for [`Calibration::again`]. Collective.
+    ///
+    /// # Errors
+    /// No memory.
+    pub(super) fn buffers(&self, comm: &dyn Communicator) -> Result<[Tensor; 2], TrainError> {
+        let numel = CALLS.into_iter().filter(|&numel| self.takes(numel as u64)).max().unwrap_or(1);
+        Ok([comm.buffer(numel, Kind::Float)?, comm.buffer(numel, Kind::BFloat16)?])
+    }
+
+    /// Measures again what of `measured` plans these acts of a step on so many threads. Collective.
+    ///
+    /// # Errors
+    /// A failed collective.
+    pub(super) fn again(
+        &self,
+        measured: &Measured,
+        (threads, bf16, acts): (usize, bool, &[Act]),
+        (comm, buffers): (&dyn Communicator, &[Tensor; 2]),
+    ) -> Result<Measured, TrainError> {
+        let primitives = Primitives { comm, turns: self.turns };
+        let calls = acts.iter().filter_map(|act| if let Act::Start(call) = act { Some(*call) } else { None });
+        let calls: Vec<Call> = calls.collect();
+        let started = |way: &Way| calls.iter().any(|call| way.is_of(call));
+        let mut again = measured.clone();
+        let nearest = again.rates.iter_mut().min_by_key(|rates| rates.threads.abs_diff(threads));
+        if let Some(rates) = nearest {
+            (rates.copy_bytes_per_s, rates.mapping_bytes_per_s, rates.update_bytes_per_s) =
+                self.passing(&primitives)?;
+            match &mut rates.bf16 {
+                Some(half) if bf16 => *half = self.computing(&primitives, Kind::BFloat16)?,
+                _ => rates.fp32 = self.computing(&primitives, Kind::Float)?,
+            }
+        }
+        if measured.ranks > 1 {
+            again.barrier_s = self.barrier(comm)?;
+            again.collectives = self.collectives(comm, buffers, started)?;
+        }
+        if measured.nodes > 1 {
+            again.cores_share = primitives.beside()?;
+            tch::set_num_threads(threads as i32);
+        }
+        Ok(again)
     }
 
     fn rates(&self, primitives: &Primitives<'_>, threads: usize) -> Result<Rates, TrainError> {
         tch::set_num_threads(threads as i32);
-        let bytes = self.most.min(256 << 20) as usize;
+        let (copy_bytes_per_s, mapping_bytes_per_s, update_bytes_per_s) = self.passing(primitives)?;
+        let fp32 = self.computing(primitives, Kind::Float)?;
+        let bf16 = match ops::device::dtype(configs::Dtype::Auto, tch::Device::Cpu) {
+            Kind::Float => None,
+            kind => Some(self.computing(primitives, kind)?),
+        };
+        // By now libraries have loaded and allocated what they need at such sizes.
+        ops::device::trim_host_memory()?;
+        let process_bytes = most(primitives.comm, pss_bytes() as f64)? as u64;
         Ok(Rates {
             threads,
-            copy_bytes_per_s: primitives.copy(bytes)?,
-            update_bytes_per_s: primitives.update(if self.takes(1 << 30) { 1024 } else { 128 })?,
-            fp32: self.computing(primitives, Kind::Float)?,
-            bf16: match ops::device::dtype(configs::Dtype::Auto, tch::Device::Cpu) {
-                Kind::Float => None,
-                kind => Some(self.computing(primitives, kind)?),
-            },
+            process_bytes,
+            copy_bytes_per_s,
+            mapping_bytes_per_s,
+            update_bytes_per_s,
+            fp32,
+            bf16,
         })
+    }
+
+    /// A copy, memory from the system, and an update.
+    fn passing(&self, primitives: &Primitives<'_>) -> Result<(f64, f64, f64), TrainError> {
+        let bytes = self.most.min(256 << 20) as usize;
+        Ok((
+            primitives.copy(bytes)?,
+            primitives.mapping(bytes / 16)?,
+            primitives.update(if self.takes(1 << 30) { 1024 } else { 128 })?,
+        ))
     }
 
     fn computing(&self, primitives: &Primitives<'_>, kind: Kind) -> Result<Computing, TrainError> {
@@ -137,30 +193,27 @@ impl Calibration {
         Ok(median(seconds))
     }
 
-    /// Each operation on each size, on the buffers that ranks share, as steps use them.
-    fn collectives(&self, comm: &dyn Communicator) -> Result<Vec<MeasuredCall>, TrainError> {
-        let ranks = comm.world_size();
+    /// The ways on which numbers travel of which `wanted` says so, each with each size.
+    fn collectives(
+        &self,
+        comm: &dyn Communicator,
+        buffers: &[Tensor; 2],
+        wanted: impl Fn(&Way) -> bool,
+    ) -> Result<Vec<MeasuredCall>, TrainError> {
         let mut calls = Vec::new();
+        let ways: Vec<Way> = Way::all().filter(wanted).collect();
         for &numel in CALLS.iter().filter(|&&numel| self.takes(numel as u64)) {
-            let buffers = [comm.buffer(numel, Kind::Float)?, comm.buffer(numel, Kind::BFloat16)?];
-            let shard_numel = configs::slice_numel(numel, ranks);
-            let sums = [(Wire::Fp32, 4), (Wire::Bf16, 2)].into_iter().flat_map(|(wire, width)| {
-                let scatter = Operation::ReduceScatter { shard_numel, wire };
-                [
-                    (Collective::AllReduce, Operation::AllReduce { wire }, width, 0),
-                    (Collective::ReduceScatter, scatter, width, 0),
-                ]
-            });
-            let gather = Operation::AllGather { shard_numel };
-            let gathers = [4, 2].map(|width| (Collective::AllGather, gather, width, usize::from(width == 2)));
-            for (collective, operation, width, buffer) in sums.chain(gathers) {
+            for way in &ways {
+                let buffer = way.buffer(numel, buffers)?;
+                let operation = way.operation(configs::slice_numel(numel, comm.world_size()));
                 let mut seconds = Vec::new();
                 for turn in 0..=self.turns {
-                    let taken = slowest(comm, || comm.start(operation, &buffers[buffer])?.wait())?;
+                    let taken = slowest(comm, || comm.start(operation, &buffer)?.wait())?;
                     seconds.extend((turn > 0).then_some(taken)); // the first touches memory for the first time
                 }
+                let Way { collective, width, passing } = *way;
                 let bytes = numel as u64 * width;
-                calls.push(MeasuredCall { collective, width, bytes, seconds: median(seconds) });
+                calls.push(MeasuredCall { collective, width, passing, bytes, seconds: median(seconds) });
             }
         }
         Ok(calls)
@@ -177,6 +230,54 @@ impl Calibration {
         let seconds = most(comm, *written.as_ref().unwrap_or(&f64::INFINITY))?;
         written?;
         Ok(bytes.len() as f64 / seconds)
+    }
+}
+
+/// How numbers travel: in which collective, of how many bytes each, in a buffer that stays and that the ranks of a
+/// node share, as steps use them, or in one that comes and goes.
+#[derive(Debug, Clone, Copy)]
+struct Way {
+    collective: Collective,
+    width: u64,
+    passing: bool,
+}
+
+impl Way {
+    fn all() -> impl Iterator<Item = Way> {
+        let of = |collective, passing| [4, 2].map(|width| Way { collective, width, passing });
+        [
+            of(Collective::AllReduce, false),
+            of(Collective::ReduceScatter, false),
+            of(Collective::AllGather, false),
+            of(Collective::ReduceScatter, true),
+            of(Collective::AllGather, true),
+        ]
+        .into_iter()
+        .flatten()
+    }
+
+    fn is_of(&self, call: &Call) -> bool {
+        (self.collective, self.width, self.passing) == (call.collective, call.width, call.passing)
+    }
+
+    fn operation(&self, shard_numel: usize) -> Operation {
+        let wire = if self.width == 2 { Wire::Bf16 } else { Wire::Fp32 };
+        match self.collective {
+            Collective::AllReduce => Operation::AllReduce { wire },
+            Collective::ReduceScatter => Operation::ReduceScatter { shard_numel, wire },
+            Collective::AllGather => Operation::AllGather { shard_numel },
+        }
+    }
+
+    fn buffer(&self, numel: usize, [full, half]: &[Tensor; 2]) -> Result<Tensor, TrainError> {
+        let stays = match self.collective {
+            Collective::AllGather if self.width == 2 => half,
+            _ => full, // sums are fp32
+        };
+        Ok(match self.passing {
+            true => ops::mapped_zeros(numel, stays.kind(), Device::Cpu)?,
+            false => stays.narrow(0, 0, numel as i64),
+        })
     }
 }
 
@@ -217,7 +318,7 @@ mod tests {
         let measured = small.run(&Solo::new(), folder.path()).unwrap();
         // Reading refuses what is not finite and above 0.
         assert_eq!(Measured::parse(&measured.to_toml()).unwrap(), measured);
-        assert!(measured.memory_bytes > 1 << 28 && measured.process_bytes > 1 << 24, "{measured:?}");
+        assert!(measured.memory_bytes > 1 << 28 && measured.rates[0].process_bytes > 1 << 24, "{measured:?}");
         let fp32 = &measured.rates[0].fp32;
         assert!((1e8..1e14).contains(&fp32.peak()), "{fp32:?}");
         assert_eq!(std::fs::read_dir(folder.path()).unwrap().count(), 0);

@@ -22,7 +22,7 @@ pub use collectives::collectives;
 pub use decode::decode;
 pub use memory::memory;
 pub use overlap::overlap;
-pub use planned::planned;
+pub use planned::{Compared, planned};
 pub use save::save;
 pub use speed::{Speed, speed};
 

@@ -70,7 +70,7 @@ fn time(steps: &mut Steps<'_>, comm: &dyn Communicator) -> Result<Taken, TrainEr
         if step == 1 {
             (timing, began) = (Timing::default(), Instant::now());
         }
-        steps.make(step, &mut timing)?;
+        steps.make(&mut timing)?;
     }
     let seconds = began.elapsed().as_secs_f64() / STEPS as f64;
     steps.learner.engine.parameters_mut().settle()?;

@@ -4,9 +4,10 @@
 use super::{median, most, slowest};
 use crate::error::TrainError;
 use configs::plan::{LOGIT_BYTES, UPDATE_BYTES};
-use configs::{ModelConfig, OptimConfig, Pattern};
+use configs::{Init, ModelConfig, OptimConfig, Pattern, SegmentSpec, TensorSpec};
 use ops::collectives::{Communicator, Operation, Wire};
-use ops::{AdamWSlice, AdamWStep, Moments};
+use ops::{AdamWSlice, AdamWStep, Moments, Weights};
+use std::sync::Arc;
 use std::time::Instant;
 use tch::{Device, Kind, Tensor};
 
@@ -31,15 +32,30 @@ pub(super) struct Primitives<'a> {
 }
 
 impl Primitives<'_> {
-    /// A product of `[rows, inner]` and `[inner, columns]` as a layer has it, with both its gradients: FLOP/s.
-    pub(super) fn product(&self, kind: Kind, [rows, inner, columns]: [i64; 3]) -> Result<f64, TrainError> {
-        let (x, weight) = (random([rows, inner], kind), random([columns, inner], kind));
+    /// A product of `[rows, inner]` and `[inner, columns]` as a layer has it, with both its gradients: FLOP/s. Where
+    /// the weight's is added to its fp32 sum by the product itself, with that, and with the bias's.
+    pub(super) fn product(
+        &self,
+        kind: Kind,
+        shape @ [rows, inner, columns]: [i64; 3],
+    ) -> Result<f64, TrainError> {
         let grad = random([rows, columns], kind);
-        let seconds = self.seconds(|| {
-            let _ = x.linear::<&Tensor>(&weight, None);
-            let _ = grad.matmul(&weight);
-            let _ = grad.transpose(0, 1).matmul(&x);
-        })?;
+        let x = leaf(&random([rows, inner], kind));
+        let seconds = if in_place(kind) {
+            let (layer, sums) = layer(kind, shape)?;
+            layer.accumulate_into(&sums)?;
+            self.seconds(|| {
+                let y = ops::linear(&x, layer.tensor("weight"), layer.get("bias"));
+                ops::backward(&y, &grad).expect("a layer has a gradient of its output's shape");
+            })?
+        } else {
+            let (x, weight) = (x.detach(), random([columns, inner], kind));
+            self.seconds(|| {
+                let _ = x.linear::<&Tensor>(&weight, None);
+                let _ = grad.matmul(&weight);
+                let _ = grad.transpose(0, 1).matmul(&x);
+            })?
+        };
         Ok(3.0 * 2.0 * (rows * inner * columns) as f64 / seconds)
     }
 
@@ -74,10 +90,11 @@ impl Primitives<'_> {
             }
             let hidden = leaf(&inside);
             ops::backward(&hidden.gelu("tanh"), &inside).expect("a GELU has a gradient of its shape");
-            // Gradients of the four biases, 9 C wide together, and heads put side by side.
-            let _ = inside.sum_dim_intlist([0i64].as_slice(), false, kind);
-            let _ = inside.sum_dim_intlist([0i64].as_slice(), false, kind);
-            let _ = stream.sum_dim_intlist([0i64].as_slice(), false, kind);
+            // Gradients of the four biases, 9 C wide together, unless they are the products', and heads put side
+            // by side.
+            for wide in [&inside, &inside, &stream].into_iter().filter(|_| !in_place(kind)) {
+                let _ = wide.sum_dim_intlist([0i64].as_slice(), false, kind);
+            }
             let _ = (stream.to_dtype(kind, false, true), inside.to_dtype(kind, false, true));
         })?;
         let width = if kind == Kind::Float { 4.0 } else { 2.0 };
@@ -87,11 +104,16 @@ impl Primitives<'_> {
     /// The loss's passes over the logits of so many rows: bytes per second, counted as the plan counts them.
     pub(super) fn loss(&self, kind: Kind, rows: i64) -> Result<f64, TrainError> {
         let given = random([rows, VOCAB_SIZE], kind);
+        let targets = Tensor::zeros([rows], (Kind::Int64, Device::Cpu));
         let seconds = self.seconds(|| {
-            let mut logits = given.to_dtype(Kind::Float, false, true);
+            if in_place(kind) {
+                ops::cross_entropy(&given, &targets, VOCAB_SIZE, 1.0).expect("logits and targets are these");
+                return;
+            }
+            let mut logits = given.to_kind(Kind::Float);
             let lse = logits.logsumexp([1], true);
             let _ = logits.subtract_(&lse).exp_();
-            let _ = logits.g_mul_scalar_(0.5);
+            let _ = logits.g_mul_scalar_(1.0);
             let _ = logits.to_kind(kind);
         })?;
         Ok(LOGIT_BYTES * (rows * VOCAB_SIZE) as f64 / seconds)
@@ -103,6 +125,17 @@ impl Primitives<'_> {
         let mut to = from.zeros_like();
         let seconds = self.seconds(|| to.copy_(&from))?;
         Ok(2.0 * bytes as f64 / seconds)
+    }
+
+    /// Memory from the system, written once: bytes per second.
+    pub(super) fn mapping(&self, numel: usize) -> Result<f64, TrainError> {
+        let mut outcome = Ok(());
+        let seconds = self.seconds(|| match ops::mapped_zeros(numel, Kind::Float, Device::Cpu) {
+            Ok(mut zeros) => drop(zeros.fill_(1.0)),
+            Err(error) => outcome = Err(error),
+        })?;
+        outcome?;
+        Ok(4.0 * numel as f64 / seconds)
     }
 
     /// AdamW over a block of such a width: bytes per second, read and written.
@@ -183,4 +216,26 @@ fn random<const N: usize>(size: [i64; N], kind: Kind) -> Tensor {
 
 fn leaf(x: &Tensor) -> Tensor {
     x.detach().set_requires_grad(true)
+}
+
+/// Whether products of this kind add gradients to their fp32 sums themselves.
+fn in_place(kind: Kind) -> bool {
+    kind == Kind::BFloat16 && ops::device::has_matrix_unit()
+}
+
+/// A layer's weight and bias, and the fp32 sums of their gradients.
+fn layer(kind: Kind, [_, inner, columns]: [i64; 3]) -> Result<(Weights, Tensor), TrainError> {
+    let tensor = |name: &str, shape: Vec<i64>, offset| TensorSpec {
+        name: format!("layer.{name}"),
+        shape,
+        offset,
+        init: Init::Zeros,
+        decay: false,
+    };
+    let (weights, numel) = (inner * columns, (inner + 1) * columns);
+    let tensors =
+        vec![tensor("weight", vec![columns, inner], 0), tensor("bias", vec![columns], weights as usize)];
+    let spec = Arc::new(SegmentSpec { name: "layer".into(), tensors, numel: numel as usize });
+    let sums = Tensor::zeros([numel], (Kind::Float, Device::Cpu));
+    Ok((Weights::over(&spec, random([numel], kind))?, sums))
 }

@@ -122,7 +122,7 @@ impl Bench<'_> {
             self.save()?;
         }
         for _ in 0..steps {
-            self.steps.make(self.made, &mut timing)?;
+            self.steps.make(&mut timing)?;
             self.made += 1;
             let agreed = self.saver.agree(&Gradient::none(), &StopFlag::default())?;
             self.saver.settle(agreed, &mut self.reporter)?;

@@ -50,7 +50,7 @@ pub fn speed(
             timing = Timing::default();
         }
         let began = Instant::now();
-        run.make(step, &mut timing)?;
+        run.make(&mut timing)?;
         let seconds = most(comm, began.elapsed().as_secs_f64())?;
         if step >= warmup {
             step_seconds.push(seconds);

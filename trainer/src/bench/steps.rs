@@ -19,6 +19,8 @@ pub(super) struct Steps<'a> {
     pub(super) learner: Learner<'a>,
     batches: Vec<MicroBatch>,
     targets: u64,
+    /// Updates made.
+    made: u64,
 }
 
 impl<'a> Steps<'a> {
@@ -46,11 +48,11 @@ impl<'a> Steps<'a> {
         };
         let targets = config.batch.global_batch_tokens;
         let batches = (0..setup.micro_steps).map(batch).collect();
-        Ok(Steps { comm, learner: Learner { engine, optimizer }, batches, targets })
+        Ok(Steps { comm, learner: Learner { engine, optimizer }, batches, targets, made: 0 })
     }
 
-    /// Makes update number `step`, counted from 0. Collective.
-    pub(super) fn make(&mut self, step: u64, timing: &mut Timing) -> Result<(), TrainError> {
+    /// Makes the next update. Collective.
+    pub(super) fn make(&mut self, timing: &mut Timing) -> Result<(), TrainError> {
         let Learner { engine, optimizer } = &mut self.learner;
         engine.begin(self.batches.len() as u64, false);
         for batch in &self.batches {
@@ -61,8 +63,9 @@ impl<'a> Steps<'a> {
         let mut squares = [gradient.squares.value()];
         self.comm.all_reduce_f64(&mut squares)?;
         let started = timing.now();
-        optimizer.update(engine, step, 1e-6, squares[0].sqrt())?;
+        optimizer.update(engine, self.made, 1e-6, squares[0].sqrt())?;
         timing.add(Phase::Optimizer, started);
+        self.made += 1;
         Ok(())
     }
 }
@@ -143,7 +146,7 @@ mod tests {
                     let mut steps = Steps::new(&config, &setup, &group).unwrap();
                     let acts = step_acts(&config.model, &setup);
                     group.take();
-                    steps.make(0, &mut Timing::default()).unwrap();
+                    steps.make(&mut Timing::default()).unwrap();
                     assert_eq!(group.take(), scheduled(&acts), "{case}");
                     simulates(&config, &setup, &acts);
                 }
