@@ -6,6 +6,7 @@
 //! Refuses to know tensors, processes and networks: no torch, no MPI, and no I/O but
 //! reading TOML.
 
+mod arguments;
 mod batch;
 mod data;
 mod data_sheets;
@@ -33,6 +34,7 @@ mod task;
 mod template;
 mod traffic;
 
+pub use arguments::{HANDED_ON, HandedOnArgument, HandedOnCommand};
 pub use batch::{BatchError, BatchPlan, Leaves};
 pub use data::{DataConfig, SourceConfig};
 pub use data_sheets::data_sheet_bf16;

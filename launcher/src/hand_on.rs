@@ -5,7 +5,7 @@ use crate::LaunchError;
 use crate::cli::HandedOn;
 use crate::mpirun::rank_binary;
 use anyhow::Result;
-use configs::Exit;
+use configs::{Exit, HandedOnCommand};
 use std::ffi::{OsStr, OsString};
 use std::os::unix::process::CommandExt;
 use std::process::Command;
@@ -16,6 +16,20 @@ use std::process::Command;
 /// The installation is not complete.
 pub fn run_named(name: &str, given: &HandedOn) -> Result<Exit> {
     run([OsStr::new(name)].into_iter().chain(given.arguments.iter().map(OsString::as_os_str)))
+}
+
+/// What the commands that are handed on take, as `phalanx-rank` says.
+///
+/// # Errors
+/// The installation is not complete, or does not start here.
+pub(crate) fn arguments() -> Result<Vec<HandedOnCommand>> {
+    let output = Command::new(rank_binary()?).arg("arguments").output()?;
+    anyhow::ensure!(
+        output.status.success(),
+        "phalanx-rank does not start: {}",
+        String::from_utf8_lossy(&output.stderr).trim()
+    );
+    Ok(serde_json::from_slice(&output.stdout)?)
 }
 
 /// Runs `phalanx-rank` with these arguments.

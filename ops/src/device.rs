@@ -175,6 +175,23 @@ mod tests {
     }
 
     #[test]
+    fn memory_of_tensors_that_are_gone_goes_back_to_the_system_when_it_is_asked_for() {
+        let resident = || {
+            let text = std::fs::read_to_string("/proc/self/statm").unwrap();
+            4096 * text.split(' ').nth(1).unwrap().parse::<i64>().unwrap()
+        };
+        configure_process(1);
+        // Less than a region, so that it is kept.
+        let bytes = 16 << 20;
+        let kept = Tensor::ones([bytes / 4], (Kind::Float, Device::Cpu));
+        drop(kept.copy());
+        let before = resident();
+        drop(kept);
+        trim_host_memory().unwrap();
+        assert!(before - resident() > bytes, "{before} became {}", resident());
+    }
+
+    #[test]
     fn a_precision_asked_for_by_name_is_that_one() {
         assert_eq!(dtype(configs::Dtype::Bf16, Device::Cpu), Kind::BFloat16);
         assert_eq!(dtype(configs::Dtype::Fp32, Device::Cpu), Kind::Float);

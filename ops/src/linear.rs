@@ -113,6 +113,22 @@ pub(crate) mod tests {
     }
 
     #[test]
+    fn the_loss_alone_is_the_cross_entropy_and_leaves_its_gradient() {
+        if !crate::shim::has_products() {
+            eprintln!("skipped: this CPU has no matrix unit for bf16");
+            return;
+        }
+        let (logits, targets) = (random(&[5, 64]), Tensor::from_slice(&[0i64, 49, 7, 7, 30]));
+        let exact = logits.narrow(1, 0, 50).to_kind(Kind::Double).set_requires_grad(true);
+        let loss = exact.cross_entropy_loss::<Tensor>(&targets, None, tch::Reduction::Sum, -100, 0.0);
+        loss.backward();
+        let nats = crate::cross_entropy(&logits, &targets, 50, 1.0).unwrap();
+        assert!((nats / loss.double_value(&[]) - 1.0).abs() < 1e-3);
+        assert!(off(&logits.narrow(1, 0, 50), &exact.grad()) < 6e-3);
+        assert_eq!(logits.narrow(1, 50, 14).abs().sum(Kind::Double).double_value(&[]), 0.0);
+    }
+
+    #[test]
     fn rows_of_any_shape_and_order_are_taken() {
         let (x, w) = (random(&[6, 4, 32]).transpose(0, 1), random(&[16, 32]));
         let got = linear(&x, &w, None);

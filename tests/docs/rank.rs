@@ -6,10 +6,8 @@ mod pages;
 
 use crate::Cli;
 use clap::Parser;
+use configs::HANDED_ON;
 use pages::{Page, from_program, pages};
-
-/// What `phalanx` hands on as it is typed.
-const HANDED_ON: [&str; 4] = ["generate", "predict", "export", "import"];
 
 #[test]
 fn every_command_of_phalanx_rank_in_the_documentation_parses() {

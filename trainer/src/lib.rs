@@ -37,6 +37,7 @@ mod log;
 mod metrics;
 mod report;
 
+pub mod arguments;
 mod error;
 pub mod exchange;
 mod finetune;

@@ -2,7 +2,7 @@
 //! the outcome into an exit code.
 #![allow(clippy::print_stderr)] // before the logger is there, and for the last word of a failed rank
 
-use clap::{Args, Parser, Subcommand, ValueEnum};
+use clap::{Args, CommandFactory, Parser, Subcommand, ValueEnum};
 use configs::plan::{MACHINE_FILE, Measured};
 use configs::{CheckpointConfig, Exit, Fault, ParallelConfig, RunConfig};
 use ops::collectives::{Communicator, DeviceSums, abort_on_panic, serve};
@@ -50,6 +50,9 @@ enum Command {
     Export(ExportArgs),
     /// Make a run of a model of transformers or llm.c
     Import(ImportArgs),
+    /// Say what the commands take that `phalanx` hands on, as JSON: its completions and manual pages have it
+    #[command(hide = true)]
+    Arguments,
     /// Compare a GPU with the CPU, and time it: `scripts/gpu-check` runs the parts
     #[command(hide = true)]
     GpuCheck(GpuCheckArgs),
@@ -301,6 +304,7 @@ fn main() {
         Command::Import(args) => import_command(args, &*comm).map(|()| Exit::Done),
         Command::Bench(what) => bench(what, &*comm),
         Command::Doctor => doctor(&*comm),
+        Command::Arguments => arguments(),
         Command::GpuCheck(args) => gpu_check(args, &mut comm),
     };
     match outcome {
@@ -415,6 +419,14 @@ fn gpu_check(args: &GpuCheckArgs, comm: &mut Box<dyn Communicator>) -> Result<Ex
         CheckPart::Report => return trainer::gpu_check_report(&args.out),
     };
     trainer::gpu_check(part, &args.out, args.device == CheckDevice::Cpu, comm)
+}
+
+/// Says what is handed on.
+fn arguments() -> Result<Exit, TrainError> {
+    let told = trainer::arguments::handed_on(&Cli::command());
+    let text = serde_json::to_string(&told).expect("names and flags are JSON");
+    let _ = writeln!(std::io::stdout(), "{text}");
+    Ok(Exit::Done)
 }
 
 /// A configuration's steps beside their plan, by a machine file.

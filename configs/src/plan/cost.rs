@@ -174,17 +174,16 @@ impl<'a> Costs<'a> {
         let product = self.multiplying([rows, self.model.n_embd as f64, vocab_size]);
         let logits = LOGIT_BYTES * tokens * vocab_size;
         let passes = self.computing().map(|computing| logits / computing.loss_bytes_per_s);
-        // The matrix unit's products add where sums lie; that is in their rate.
         let apart = if self.setup.bf16 { 2.0 * self.setup.width() as f64 } else { 0.0 };
-        let adding = if self.in_place() { 0.0 } else { chunks * (8.0 + apart) };
+        let adding = if self.adds_within() { 0.0 } else { chunks * (8.0 + apart) };
         let sums = self.moving(adding * self.segments[0].numel as f64) + self.summing(0);
         3.0 * tokens / rows * product + passes.unwrap_or_else(|| self.moving(logits)) + sums
     }
 
     /// A segment's gradient is added to its fp32 sum: autograd's number written and read, the sum read and
-    /// written, unless the product that it comes of has done that.
+    /// written, unless that is in the product's rate.
     fn accumulating(&self, segment: usize) -> f64 {
-        let adding = if self.in_place() { 0.0 } else { 2.0 * self.setup.width() as f64 + 8.0 };
+        let adding = if self.adds_within() { 0.0 } else { 2.0 * self.setup.width() as f64 + 8.0 };
         self.moving(adding * self.segments[segment].numel as f64) + self.summing(segment)
     }
 
@@ -211,9 +210,9 @@ impl<'a> Costs<'a> {
             }
     }
 
-    /// Whether products add gradients to their fp32 sums, by a matrix unit.
-    fn in_place(&self) -> bool {
-        self.setup.bf16 && self.cluster.machine.matrix_unit
+    /// Whether the rate of a product has in it that gradients are added to their fp32 sums: a measured one's.
+    fn adds_within(&self) -> bool {
+        self.rates().is_some()
     }
 
     fn tokens(&self) -> f64 {

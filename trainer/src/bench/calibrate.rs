@@ -158,20 +158,30 @@ impl Calibration {
     }
 
     fn computing(&self, primitives: &Primitives<'_>, kind: Kind) -> Result<Computing, TrainError> {
-        // And a head of GPT-2's vocabulary, whose rows come in chunks.
+        // And a head of GPT-2's vocabulary, whose rows come in chunks, or fewer.
         let rows = configs::logits_at_once(false, kind != Kind::Float) as i64 / VOCAB_SIZE;
-        let head = [rows as u32, 512, VOCAB_SIZE as u32];
-        let shapes = PRODUCTS.into_iter().chain([head]).filter(|shape| self.takes(flop(shape)));
-        let products = shapes.map(|shape| {
-            Ok(MeasuredProduct { shape, rate: primitives.product(kind, shape.map(i64::from))? })
-        });
+        let mut heads = vec![[rows, 512, VOCAB_SIZE], [rows.min(256), 512, VOCAB_SIZE]];
+        heads.dedup();
+        let mut products = Vec::new();
+        for shape in PRODUCTS.iter().filter(|shape| self.takes(flop(shape))) {
+            products.push(MeasuredProduct {
+                shape: *shape,
+                rate: primitives.product(kind, shape.map(i64::from))?,
+            });
+        }
+        for head in heads {
+            let shape = head.map(|side| side as u32);
+            if self.takes(flop(&shape)) {
+                products.push(MeasuredProduct { shape, rate: primitives.head_product(kind, head)? });
+            }
+        }
         let point =
             |size: u32, rate: Result<f64, TrainError>| Ok(RatePoint { size: f64::from(size), rate: rate? });
         let attention = ATTENTION.iter().filter(|&&t| self.takes(u64::from(t).pow(3)));
         let passes = PASSES.iter().filter(|&&n| self.takes(64 * u64::from(n)));
         Ok(Computing {
             loss_bytes_per_s: primitives.loss(kind, rows.min((self.most >> 20) as i64))?,
-            products: products.collect::<Result<_, TrainError>>()?,
+            products,
             attention: attention
                 .map(|&t| point(t, primitives.attention(kind, i64::from(t))))
                 .collect::<Result<_, TrainError>>()?,

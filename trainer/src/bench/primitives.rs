@@ -32,30 +32,43 @@ pub(super) struct Primitives<'a> {
 }
 
 impl Primitives<'_> {
-    /// A product of `[rows, inner]` and `[inner, columns]` as a layer has it, with both its gradients: FLOP/s. Where
-    /// the weight's is added to its fp32 sum by the product itself, with that, and with the bias's.
+    /// A layer's product of `[rows, inner]` and `[inner, columns]` with its bias, and their gradients, those of weight
+    /// and bias added to fp32 sums as a step adds them: FLOP/s.
     pub(super) fn product(
         &self,
         kind: Kind,
         shape @ [rows, inner, columns]: [i64; 3],
     ) -> Result<f64, TrainError> {
-        let grad = random([rows, columns], kind);
-        let x = leaf(&random([rows, inner], kind));
-        let seconds = if in_place(kind) {
-            let (layer, sums) = layer(kind, shape)?;
-            layer.accumulate_into(&sums)?;
-            self.seconds(|| {
-                let y = ops::linear(&x, layer.tensor("weight"), layer.get("bias"));
-                ops::backward(&y, &grad).expect("a layer has a gradient of its output's shape");
-            })?
-        } else {
-            let (x, weight) = (x.detach(), random([columns, inner], kind));
-            self.seconds(|| {
-                let _ = x.linear::<&Tensor>(&weight, None);
-                let _ = grad.matmul(&weight);
-                let _ = grad.transpose(0, 1).matmul(&x);
-            })?
-        };
+        let (x, grad) = (leaf(&random([rows, inner], kind)), random([rows, columns], kind));
+        let (layer, sums) = layer(kind, shape)?;
+        layer.accumulate_into(&sums)?;
+        let seconds = self.seconds(|| {
+            let y = ops::linear(&x, layer.tensor("weight"), layer.get("bias"));
+            ops::backward(&y, &grad).expect("a layer has a gradient of its output's shape");
+        })?;
+        Ok(3.0 * 2.0 * (rows * inner * columns) as f64 / seconds)
+    }
+
+    /// The same as the head has it, whose weight's gradient is added a chunk of rows at a time.
+    pub(super) fn head_product(
+        &self,
+        kind: Kind,
+        shape @ [rows, inner, columns]: [i64; 3],
+    ) -> Result<f64, TrainError> {
+        if kind == Kind::BFloat16 && ops::device::has_matrix_unit() {
+            return self.product(kind, shape);
+        }
+        let (x, weight, grad) =
+            (random([rows, inner], kind), random([columns, inner], kind), random([rows, columns], kind));
+        let mut sums = Tensor::zeros([columns, inner], (Kind::Float, Device::Cpu));
+        let seconds = self.seconds(|| {
+            let _ = x.matmul(&weight.transpose(0, 1));
+            let _ = grad.matmul(&weight);
+            match kind {
+                Kind::Float => drop(sums.addmm_(&grad.transpose(0, 1), &x)),
+                _ => drop(sums.g_add_(&grad.transpose(0, 1).matmul(&x))),
+            }
+        })?;
         Ok(3.0 * 2.0 * (rows * inner * columns) as f64 / seconds)
     }
 
@@ -76,7 +89,7 @@ impl Primitives<'_> {
     }
 
     /// What a block does beside products and attention, forward and backward, on a residual stream of so many
-    /// elements: two norms, two sums, a GELU, biases. Bytes per second, counted as the plan counts them.
+    /// elements: two norms, two sums, a GELU. Bytes per second, counted as the plan counts them.
     pub(super) fn pass(&self, kind: Kind, elements: i64) -> Result<f64, TrainError> {
         const C: i64 = 256;
         let rows = (elements / C).max(1);
@@ -90,11 +103,7 @@ impl Primitives<'_> {
             }
             let hidden = leaf(&inside);
             ops::backward(&hidden.gelu("tanh"), &inside).expect("a GELU has a gradient of its shape");
-            // Gradients of the four biases, 9 C wide together, unless they are the products', and heads put side
-            // by side.
-            for wide in [&inside, &inside, &stream].into_iter().filter(|_| !in_place(kind)) {
-                let _ = wide.sum_dim_intlist([0i64].as_slice(), false, kind);
-            }
+            // Heads put side by side.
             let _ = (stream.to_dtype(kind, false, true), inside.to_dtype(kind, false, true));
         })?;
         let width = if kind == Kind::Float { 4.0 } else { 2.0 };
@@ -106,7 +115,7 @@ impl Primitives<'_> {
         let given = random([rows, VOCAB_SIZE], kind);
         let targets = Tensor::zeros([rows], (Kind::Int64, Device::Cpu));
         let seconds = self.seconds(|| {
-            if in_place(kind) {
+            if kind == Kind::BFloat16 && ops::device::has_matrix_unit() {
                 ops::cross_entropy(&given, &targets, VOCAB_SIZE, 1.0).expect("logits and targets are these");
                 return;
             }
@@ -216,11 +225,6 @@ fn random<const N: usize>(size: [i64; N], kind: Kind) -> Tensor {
 
 fn leaf(x: &Tensor) -> Tensor {
     x.detach().set_requires_grad(true)
-}
-
-/// Whether products of this kind add gradients to their fp32 sums themselves.
-fn in_place(kind: Kind) -> bool {
-    kind == Kind::BFloat16 && ops::device::has_matrix_unit()
 }
 
 /// A layer's weight and bias, and the fp32 sums of their gradients.
