@@ -52,6 +52,7 @@ pub(crate) fn has_products(x: &Tensor) -> bool {
 #[cfg(test)]
 pub(crate) mod tests {
     use super::*;
+    use std::io::Write;
 
     fn linear(x: &Tensor, weight: &Tensor, bias: Option<&Tensor>) -> Tensor {
         Layer { weight, bias }.of(x)
@@ -115,7 +116,7 @@ pub(crate) mod tests {
     #[test]
     fn the_loss_alone_is_the_cross_entropy_and_leaves_its_gradient() {
         if !crate::shim::has_products() {
-            eprintln!("skipped: this CPU has no matrix unit for bf16");
+            writeln!(std::io::stderr(), "skipped: this CPU has no matrix unit for bf16").unwrap();
             return;
         }
         let (logits, targets) = (random(&[5, 64]), Tensor::from_slice(&[0i64, 49, 7, 7, 30]));

@@ -6,7 +6,7 @@ use crate::error::TrainError;
 use configs::plan::{LOGIT_BYTES, UPDATE_BYTES};
 use configs::{Init, ModelConfig, OptimConfig, Pattern, SegmentSpec, TensorSpec};
 use ops::collectives::{Communicator, Operation, Wire};
-use ops::{AdamWSlice, AdamWStep, Moments, Weights};
+use ops::{AdamWSlice, AdamWStep, Gelu, Layer, Moments, Weights};
 use std::sync::Arc;
 use std::time::Instant;
 use tch::{Device, Kind, Tensor};
@@ -40,10 +40,11 @@ impl Primitives<'_> {
         shape @ [rows, inner, columns]: [i64; 3],
     ) -> Result<f64, TrainError> {
         let (x, grad) = (leaf(&random([rows, inner], kind)), random([rows, columns], kind));
-        let (layer, sums) = layer(kind, shape)?;
-        layer.accumulate_into(&sums)?;
+        let (parameters, sums) = layer(kind, shape)?;
+        parameters.accumulate_into(&sums)?;
+        let layer = Layer { weight: parameters.tensor("weight"), bias: parameters.get("bias") };
         let seconds = self.seconds(|| {
-            let y = ops::linear(&x, layer.tensor("weight"), layer.get("bias"));
+            let y = layer.of(&x);
             ops::backward(&y, &grad).expect("a layer has a gradient of its output's shape");
         })?;
         Ok(3.0 * 2.0 * (rows * inner * columns) as f64 / seconds)
@@ -89,7 +90,8 @@ impl Primitives<'_> {
     }
 
     /// What a block does beside products and attention, forward and backward, on a residual stream of so many
-    /// elements: two norms, two sums, a GELU. Bytes per second, counted as the plan counts them.
+    /// elements: two norms, two sums, a GELU where that is a pass. Bytes per second, counted as the plan counts
+    /// them.
     pub(super) fn pass(&self, kind: Kind, elements: i64) -> Result<f64, TrainError> {
         const C: i64 = 256;
         let rows = (elements / C).max(1);
@@ -101,8 +103,11 @@ impl Primitives<'_> {
                 let sum = &x + x.layer_norm([C], Some(&gain), Some(&bias), 1e-5, false);
                 ops::backward(&sum, &stream).expect("a sum has a gradient of its shape");
             }
-            let hidden = leaf(&inside);
-            ops::backward(&hidden.gelu("tanh"), &inside).expect("a GELU has a gradient of its shape");
+            if kind != Kind::BFloat16 || !ops::device::has_matrix_unit() {
+                let hidden = leaf(&inside);
+                let y = ops::gelu(&hidden, Gelu::Tanh);
+                ops::backward(&y, &inside).expect("a GELU has a gradient of its shape");
+            }
             // Heads put side by side.
             let _ = (stream.to_dtype(kind, false, true), inside.to_dtype(kind, false, true));
         })?;
