@@ -70,7 +70,7 @@ impl<'a> Costs<'a> {
     }
 
     /// The update of what the rank holds, and what is around it: its gradients are read for their norm and, but in
-    /// the tree, those that it sums set to zero; in bf16 the masters are read once more, and the weights written.
+    /// the tree, those that it sums set to zero; in bf16 the weights are written beside the masters.
     fn update(&self) -> f64 {
         let sum = |of: &dyn Fn(&SegmentSpec) -> u64| self.segments.iter().map(of).sum::<u64>() as f64;
         let whole = |segment: &SegmentSpec| segment.numel as u64;
@@ -83,7 +83,7 @@ impl<'a> Costs<'a> {
         };
         let rounded = match self.setup.shard {
             Shard::Parameters => 0.0, // as they are gathered
-            _ if self.setup.bf16 => (4 + self.setup.width()) as f64 * held,
+            _ if self.setup.bf16 => self.setup.width() as f64 * held,
             _ => 0.0,
         };
         let update = UPDATE_BYTES * held;
