@@ -19,11 +19,25 @@ const FILE: &str = "launcher.lock";
 /// How long killed processes may take to be gone.
 const PATIENCE: Duration = Duration::from_secs(5);
 
+/// How long a launcher that was just killed may hold its lock.
+const LINGERING: Duration = Duration::from_secs(1);
+
 /// The right to look after a run, as long as it lives.
 #[derive(Debug)]
 pub struct RunLock {
     _file: Option<File>,
     id: String,
+}
+
+fn lock(file: &File) -> rustix::io::Result<()> {
+    let began = Instant::now();
+    loop {
+        let locked = rustix::fs::flock(file, FlockOperation::NonBlockingLockExclusive);
+        if locked != Err(rustix::io::Errno::WOULDBLOCK) || began.elapsed() > LINGERING {
+            return locked;
+        }
+        std::thread::sleep(Duration::from_millis(20));
+    }
 }
 
 impl RunLock {
@@ -44,7 +58,7 @@ impl RunLock {
             .write(true)
             .open(&path)
             .map_err(system)?;
-        let locked = rustix::fs::flock(&file, FlockOperation::NonBlockingLockExclusive);
+        let locked = lock(&file);
         let mut text = String::new();
         file.read_to_string(&mut text).map_err(system)?;
         if locked == Err(rustix::io::Errno::WOULDBLOCK) {
