@@ -52,6 +52,8 @@ mod tests {
 
     #[test]
     fn an_mlp_and_its_gradients_are_exact_to_bf16_at_any_shape() {
+        // Of one number nothing averages out: a sum that happens to be near zero is rounding alone.
+        tch::manual_seed(1);
         for (kind, [m, c, h]) in [
             (Gelu::Tanh, [1, 1, 1]),
             (Gelu::Exact, [7, 33, 65]),
