@@ -51,6 +51,7 @@ impl Head<'_> {
 
     /// The sum of cross-entropies in nats of hidden states `[N, C]` against targets `[N]` i64.
     pub fn loss(&self, hidden: &Tensor, targets: &Tensor) -> f64 {
+        settle_exponentials();
         let mut sum = Tensor::zeros([], (Kind::Double, hidden.device()));
         for (hidden, targets) in hidden.split(self.chunk(), 0).iter().zip(targets.split(self.chunk(), 0)) {
             let logits = self.logits(hidden);
@@ -63,6 +64,7 @@ impl Head<'_> {
     /// The log-probability of each target, `[N]` fp32 in nats, and whether it is the likeliest token, `[N]` bool,
     /// for hidden states `[N, C]` against targets `[N]` i64.
     pub fn scores(&self, hidden: &Tensor, targets: &Tensor) -> (Tensor, Tensor) {
+        settle_exponentials();
         let (mut logs, mut likeliest) = (Vec::new(), Vec::new());
         for (hidden, targets) in hidden.split(self.chunk(), 0).iter().zip(targets.split(self.chunk(), 0)) {
             let logits = self.logits(hidden);
@@ -140,6 +142,7 @@ impl Head<'_> {
         weight_grad: &Tensor,
         scale: f64,
     ) -> (Tensor, Tensor) {
+        settle_exponentials();
         let weight = self.rows();
         let mut weight_grad = weight_grad.narrow(0, 0, self.vocab_size);
         let hidden_grad = hidden.empty_like();
@@ -202,6 +205,12 @@ impl Head<'_> {
         }
         (Tensor::from(nats), hidden_grad)
     }
+}
+
+/// MKL chooses the code of a function at its first call, and of threads that make it together one may get code of
+/// low accuracy, with other bits than in every later call (pytorch/pytorch#188792). So one number goes first, alone.
+fn settle_exponentials() {
+    let _ = Tensor::zeros([1, 1], (Kind::Float, tch::Device::Cpu)).logsumexp([1], false);
 }
 
 /// Adds the gradient of a weight, fp32, given those of the products `[N, V]` and their rows `[N, C]`.
