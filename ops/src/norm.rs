@@ -167,7 +167,7 @@ mod tests {
         let [x, y, weight, bias] = given(&[4, 6, 8], Kind::Float);
         let given = [x.transpose(0, 1), y.transpose(0, 1), weight, bias];
         let of_norm = |given: &Given| {
-            let [x, y, weight, bias] = given.each_ref().map(|x| leaf(x));
+            let [x, y, weight, bias] = given.each_ref().map(leaf);
             let [_, out] = sum_and_norm(&[&x, &y, &weight, &bias].map(Tensor::shallow_clone));
             crate::backward(&out.transpose(0, 1), &out.detach().transpose(0, 1).sin()).unwrap();
             [x, y, weight, bias].map(|leaf| leaf.grad())
