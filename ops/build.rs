@@ -25,6 +25,7 @@ fn main() {
         .file("csrc/attention.cpp")
         .file("csrc/documents.cpp")
         .file("csrc/linear.cpp")
+        .file("csrc/outside.cpp")
         .file("csrc/shim.cpp")
         .file("csrc/optimizer.cpp")
         .file("csrc/device_optimizer.cpp")

@@ -20,6 +20,8 @@ pub mod kernels;
 mod linear;
 mod loss;
 mod mlp;
+mod norm;
+mod outside;
 mod shim;
 
 pub use adamw::{AdamWSlice, AdamWStep, Moments, NORM_CHUNK, Squares, adamw};
@@ -32,6 +34,7 @@ pub use gradient_tree::GradientTree;
 pub use linear::Layer;
 pub use loss::{Bias, Head};
 pub use mlp::{Gelu, gelu, mlp};
+pub use norm::{LayerNorm, add_norm};
 pub use shim::{backward, cross_entropy, mapped_zeros};
 
 #[cfg(test)]

@@ -1,8 +1,9 @@
-//! The MLP of a block: by libtorch, or in bf16 on a CPU with a matrix unit with the GELU taken while the
-//! products' sums are written. Knows no model.
+//! The MLP of a block: by libtorch, in bf16 on a CPU with a matrix unit with the GELU taken while the products'
+//! sums are written, on a GPU with a kernel that adds the bias and takes the GELU in one pass. Knows no model.
 
 use crate::linear::{Layer, has_products};
-use crate::shim;
+use crate::outside::{Backward, ParameterGrad, differentiable};
+use crate::{OpsError, kernels, shim};
 use tch::Tensor;
 
 /// Which GELU (Hendrycks & Gimpel 2016).
@@ -12,6 +13,39 @@ pub enum Gelu {
     Tanh,
     /// As it is defined, as in BERT.
     Exact,
+}
+
+impl Layer<'_> {
+    /// The GELU of what [`Layer::of`] gives of `x` `[..., K]`: `[..., N]`. Differentiable.
+    ///
+    /// # Panics
+    /// As [`Layer::of`].
+    pub fn gelu(self, x: &Tensor, kind: Gelu) -> Tensor {
+        match self.bias {
+            Some(bias) if kernels::gelu::takes(x) && bias.kind() == x.kind() => {
+                let product = x.linear::<&Tensor>(self.weight, None);
+                by_kernel(&product, bias, kind).unwrap_or_else(|error| panic!("bias and GELU: {error}"))
+            }
+            _ => gelu(&self.of(x), kind),
+        }
+    }
+}
+
+/// The GELU of `x + bias`, `[..., N]` and `[N]`.
+fn by_kernel(x: &Tensor, bias: &Tensor, kind: Gelu) -> Result<Tensor, OpsError> {
+    use kernels::gelu;
+    let (rows, by_tanh) = (x.detach().contiguous(), kind == Gelu::Tanh);
+    let (values, of_bias) = (bias.detach(), bias.shallow_clone());
+    let input = gelu::Input { x: &rows, bias: &values, by_tanh };
+    let out = tch::no_grad(|| gelu::forward(input))?.expect("the kernel was there just now");
+    let backward: Backward = Box::new(move |arrived| {
+        let Some(grad) = &arrived[0] else { return Ok(vec![None, None]) };
+        let (input, sums) = (gelu::Input { x: &rows, bias: &values, by_tanh }, ParameterGrad::of(&of_bias)?);
+        let grad = gelu::backward(input, &grad.contiguous(), &sums.sums)?;
+        Ok(vec![Some(grad.expect("the kernel was there in forward")), sums.rest()?])
+    });
+    differentiable(&[x, bias], &[&out], backward)?;
+    Ok(out)
 }
 
 /// `x` to its GELU, of any shape. Differentiable.
@@ -32,7 +66,7 @@ pub fn mlp(x: &Tensor, up: Layer<'_>, kind: Gelu, down: Layer<'_>) -> Tensor {
         (Some(b1), Some(b2)) if has_products(x) && up.is_half() && down.is_half() => {
             [up.weight, b1, down.weight, b2]
         }
-        _ => return down.of(&gelu(&up.of(x), kind)),
+        _ => return down.of(&up.gelu(x, kind)),
     };
     up.expect_fits(x.size().last().copied());
     down.expect_fits(up.weight.size().first().copied());
@@ -42,6 +76,7 @@ pub fn mlp(x: &Tensor, up: Layer<'_>, kind: Gelu, down: Layer<'_>) -> Tensor {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::kernels::host::in_place_of_a_gpu;
     use crate::linear::tests::{leaf, off, random};
     use tch::Kind;
 
@@ -80,6 +115,51 @@ mod tests {
                 );
             }
         }
+    }
+
+    /// Output and gradients of an MLP of leaves of `kind`: of x and of its four parameters.
+    fn differentiated(given: &[Tensor; 6], kind: Kind, which: Gelu) -> Vec<Tensor> {
+        let leaves = given.each_ref().map(|x| leaf(&x.to_kind(kind)));
+        let [x, w1, b1, w2, b2, dy] = &leaves;
+        let after = Layer { weight: w1, bias: Some(b1) }.gelu(x, which);
+        let y = after.linear(w2, Some(b2));
+        crate::backward(&y, &dy.detach()).unwrap();
+        std::iter::once(y.detach()).chain(leaves[..5].iter().map(Tensor::grad)).collect()
+    }
+
+    #[test]
+    fn by_kernels_an_mlp_and_all_its_gradients_are_float64s() {
+        for kind in [Kind::Float, Kind::BFloat16] {
+            for (which, [b, t, c, h]) in
+                [(Gelu::Tanh, [1, 1, 1, 1]), (Gelu::Exact, [2, 5, 9, 33]), (Gelu::Tanh, [3, 4, 16, 64])]
+            {
+                tch::manual_seed(c);
+                let sizes: [&[i64]; 6] = [&[b, t, c], &[h, c], &[h], &[c, h], &[c], &[b, t, c]];
+                let given = sizes.map(|size| random(size).to_kind(kind));
+                let exact = differentiated(&given, Kind::Double, which);
+                let got = in_place_of_a_gpu(|| differentiated(&given, kind, which));
+                let limit = if kind == Kind::Float { 1e-5 } else { 2e-2 };
+                for (i, (got, exact)) in got.iter().zip(&exact).enumerate() {
+                    assert!(off(got, exact) < limit, "{i} of {c} to {h} in {kind:?}: {}", off(got, exact));
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn by_kernels_the_bias_has_its_fp32_gradient_added_to_in_place() {
+        let (x, w, dy) = (random(&[6, 8]), random(&[16, 8]), random(&[6, 16]));
+        let (mut b, sums) = (leaf(&random(&[16])), Tensor::ones([16], (Kind::Float, tch::Device::Cpu)));
+        crate::shim::set_grad(&mut b, &sums).unwrap();
+        let exact_b = leaf(&b.detach().to_kind(Kind::Double));
+        let through = |x: &Tensor, w: &Tensor, b: &Tensor, dy: &Tensor| {
+            crate::backward(&Layer { weight: w, bias: Some(b) }.gelu(x, Gelu::Tanh), dy).unwrap();
+        };
+        in_place_of_a_gpu(|| through(&x, &w, &b, &dy));
+        let [x, w, dy] = [x, w, dy].map(|tensor| tensor.to_kind(Kind::Double));
+        through(&x, &w, &exact_b, &dy);
+        assert!(off(&(&sums - 1.0), &exact_b.grad()) < 1e-2, "{}", off(&(&sums - 1.0), &exact_b.grad()));
+        assert_eq!(b.grad().data_ptr(), sums.data_ptr());
     }
 
     /// A layer that gives each number as it is.

@@ -79,6 +79,42 @@ fn a_part_that_breaks_off_is_in_the_report_and_exits_1() {
     }
 }
 
+/// The seconds at which parts end, in the order of the script.
+fn ends() -> Vec<u64> {
+    let text = std::fs::read_to_string(script()).unwrap();
+    let words = text.lines().map(|line| line.split_whitespace().collect::<Vec<_>>());
+    let parts = words.filter(|words| {
+        words.first().is_some_and(|first| ["part", "ranks", "pytorch", "until_second"].contains(first))
+    });
+    parts.filter_map(|words| words.get(1)?.parse().ok()).collect()
+}
+
+#[test]
+fn every_part_has_a_while_of_its_own_and_the_last_ends_before_ten_minutes() {
+    let ends = ends();
+    assert_eq!(ends.len(), 8, "parts of a GPU, that of the trial and the report: {ends:?}");
+    assert!(ends.windows(2).all(|pair| pair[0] < pair[1] || pair == [570, 440]), "{ends:?}");
+    assert!(ends[ends.len() - 1] + 5 < 600, "with the grace of the last: {ends:?}");
+}
+
+#[test]
+fn what_does_not_end_when_it_is_told_to_is_ended_at_its_second() {
+    let scratch = Scratch::new("late");
+    let text = std::fs::read_to_string(script()).unwrap();
+    let begin = text.find("grace=5").unwrap();
+    let end = text[begin..].find("\n}\n").unwrap() + begin + 3;
+    let limits = text[begin..end].replace("grace=5", "grace=1");
+    let stubborn = "bash -c 'trap : TERM; while :; do sleep 0.1; done'";
+    let late = format!(
+        "{limits}\ncode=0\nuntil_second 1 {stubborn} || code=$?\necho $code\nuntil_second 1 true || echo late\n"
+    );
+    scratch.write_script("late", &format!("#!/usr/bin/env bash\nset -euo pipefail\n{late}"));
+    let started = std::time::Instant::now();
+    let ended = Command::new(scratch.join("late")).deadline(Duration::from_secs(20)).run();
+    ended.expect_code(0).expect_stdout(&["137", "late"]);
+    assert!(started.elapsed() < Duration::from_secs(5), "{:?}", started.elapsed());
+}
+
 #[test]
 fn without_a_gpu_it_says_so_and_exits_2() {
     if std::process::Command::new("nvidia-smi").output().is_ok_and(|output| output.status.success()) {

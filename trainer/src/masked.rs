@@ -3,7 +3,7 @@
 //!
 //! Devlin et al. 2018. Shapes: B sequences, T positions, n positions that are predicted, C = n_embd, V tokens.
 
-use crate::model::{Gpt, linear};
+use crate::model::{Gpt, layer};
 use ops::{Bias, Head, Weights};
 use tch::{Kind, Tensor};
 
@@ -32,12 +32,12 @@ impl Gpt {
                 None => texts.get(0),
             };
         }
-        if self.config().embedding_norm { self.layer_norm(wpe, "ln_0.", &sum) } else { sum }
+        if self.config().embedding_norm { self.norm(wpe, "ln_0.").of(&sum) } else { sum }
     }
 
     /// Hidden states of the last block to those that the head reads, `[n, C]` both.
     pub(crate) fn transform(&self, mlm: &Weights, hidden: &Tensor) -> Tensor {
-        self.layer_norm(mlm, "ln_f.", &ops::gelu(&linear(mlm, "dense", hidden), self.gelu()))
+        self.norm(mlm, "ln_f.").of(&layer(mlm, "dense").gelu(hidden, self.gelu()))
     }
 
     /// The head, tied to the token embedding, with its bias.

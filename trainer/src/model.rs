@@ -6,7 +6,7 @@
 //! Shapes: B sequences, T positions, C = n_embd, H heads of D = C / H, V tokens.
 
 use configs::{Activation, Documents, ModelConfig, Norm};
-use ops::{Dropout, Gelu, Head, Layer, Weights, dropped};
+use ops::{Dropout, Gelu, Head, Layer, LayerNorm, Weights, add_norm, dropped};
 use tch::{Kind, Tensor};
 
 /// The segment of the token embedding, which is also the head's.
@@ -111,12 +111,14 @@ impl Gpt {
         };
         match self.config.norm {
             Norm::Pre => {
-                let x = x + attention(&self.layer_norm(p, "ln_1.", x));
-                &x + mlp(&self.layer_norm(p, "ln_2.", &x))
+                let y = attention(&self.norm(p, "ln_1.").of(x));
+                let [x, normed] = add_norm(x, &y, self.norm(p, "ln_2."));
+                x + mlp(&normed)
             }
             Norm::Post => {
-                let x = self.layer_norm(p, "ln_1.", &(x + attention(x)));
-                self.layer_norm(p, "ln_2.", &(&x + mlp(&x)))
+                let [_, x] = add_norm(x, &attention(x), self.norm(p, "ln_1."));
+                let [_, x] = add_norm(&x, &mlp(&x), self.norm(p, "ln_2."));
+                x
             }
         }
     }
@@ -124,9 +126,9 @@ impl Gpt {
     fn attention(&self, p: &Weights, x: &Tensor, attend: impl FnOnce([Tensor; 3]) -> Tensor) -> Tensor {
         let [b, t, c] = x.size()[..] else { panic!("a residual stream is [B, T, C]") };
         let heads = [b, t, self.config.n_head as i64, self.config.head_dim() as i64];
-        let qkv = linear(p, "attn.c_attn", x).split(c, 2); // three of [B, T, C]
+        let qkv = layer(p, "attn.c_attn").of(x).split(c, 2); // three of [B, T, C]
         let y = attend([0, 1, 2].map(|i: usize| qkv[i].view(heads).transpose(1, 2))); // [B, H, T, D]
-        linear(p, "attn.c_proj", &y.transpose(1, 2).reshape([b, t, c]))
+        layer(p, "attn.c_proj").of(&y.transpose(1, 2).reshape([b, t, c]))
     }
 
     /// Attention over a whole sequence, by the layer's pattern: `[B, H, T, D]` to the same.
@@ -144,12 +146,13 @@ impl Gpt {
 
     /// The norm before the head: `[B, T, C]` to `[B, T, C]`.
     pub(crate) fn final_norm(&self, p: &Weights, x: &Tensor) -> Tensor {
-        self.layer_norm(p, "", x)
+        self.norm(p, "").of(x)
     }
 
     /// `prefix` is the norm's name and a dot, or nothing where the segment is the norm.
-    pub(crate) fn layer_norm(&self, p: &Weights, prefix: &str, x: &Tensor) -> Tensor {
-        layer_norm(p, prefix, x, self.config.norm_eps)
+    pub(crate) fn norm<'a>(&self, p: &'a Weights, prefix: &str) -> LayerNorm<'a> {
+        let parameter = |name: &str| p.tensor(&format!("{prefix}{name}"));
+        LayerNorm { weight: parameter("weight"), bias: parameter("bias"), eps: self.config.norm_eps }
     }
 
     /// Of the MLPs and of a masked model's transform.
@@ -181,15 +184,6 @@ pub(crate) fn embed_backward(tokens: &Tensor, grad: &Tensor, wte_grad: &Tensor, 
     let _ = wpe_grad.narrow(0, 0, size[1]).g_add_(&positions);
 }
 
-pub(crate) fn linear(p: &Weights, name: &str, x: &Tensor) -> Tensor {
-    layer(p, name).of(x)
-}
-
-fn layer<'a>(p: &'a Weights, name: &str) -> Layer<'a> {
+pub(crate) fn layer<'a>(p: &'a Weights, name: &str) -> Layer<'a> {
     Layer { weight: p.tensor(&format!("{name}.weight")), bias: p.get(&format!("{name}.bias")) }
-}
-
-fn layer_norm(p: &Weights, prefix: &str, x: &Tensor, eps: f64) -> Tensor {
-    let (weight, bias) = (p.tensor(&format!("{prefix}weight")), p.tensor(&format!("{prefix}bias")));
-    x.layer_norm(weight.size(), Some(weight), Some(bias), eps, false)
 }

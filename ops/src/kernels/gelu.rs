@@ -19,6 +19,11 @@ pub struct Input<'a> {
     pub by_tanh: bool,
 }
 
+/// Whether the kernels are to be had for numbers like those of `x`: fp32 or bf16.
+pub fn takes(x: &Tensor) -> bool {
+    matches!(x.kind(), Kind::Float | Kind::BFloat16) && device::there(GELU, x.device())
+}
+
 /// gelu(x + bias), `[..., F]`; the sum is not rounded in between. `None` where the kernel is not to be had.
 ///
 /// # Errors

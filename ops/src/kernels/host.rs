@@ -3,6 +3,7 @@
 
 use super::{Launch, Runner};
 use crate::OpsError;
+use std::cell::Cell;
 use std::ffi::{CString, c_char, c_int, c_void};
 use tch::{Device, Kind, Tensor};
 
@@ -58,9 +59,31 @@ impl Runner for Host {
     }
 }
 
+thread_local! {
+    static STANDS_IN: Cell<bool> = const { Cell::new(false) };
+}
+
+/// Does `work` with the host in the place of a GPU: on this thread, tensors of the CPU go the kernels' way.
+pub(crate) fn in_place_of_a_gpu<T>(work: impl FnOnce() -> T) -> T {
+    struct Back;
+    impl Drop for Back {
+        fn drop(&mut self) {
+            STANDS_IN.set(false);
+        }
+    }
+    STANDS_IN.set(true);
+    let _back = Back;
+    work()
+}
+
+/// Whether it stands in for this device.
+pub(super) fn stands_in(device: Device) -> bool {
+    device == Device::Cpu && STANDS_IN.get()
+}
+
 /// Rows, width and dtype: fewer rows than blocks and more, widths that are read one by one and several at
 /// once, in one turn and in more, with threads that have none.
-pub(super) const CASES: [(i64, i64, Kind); 10] = [
+pub(crate) const CASES: [(i64, i64, Kind); 10] = [
     (1, 1, Kind::Float),
     (5, 7, Kind::Float),
     (2, 64, Kind::Float),
@@ -73,12 +96,12 @@ pub(super) const CASES: [(i64, i64, Kind); 10] = [
     (4, 515, Kind::BFloat16),
 ];
 
-pub(super) fn random(size: &[i64], kind: Kind) -> Tensor {
+pub(crate) fn random(size: &[i64], kind: Kind) -> Tensor {
     Tensor::randn(size, (Kind::Float, Device::Cpu)).to_kind(kind)
 }
 
 /// ‖got - expected‖ / ‖expected‖ in f64.
-pub(super) fn off(got: &Tensor, expected: &Tensor) -> f64 {
+pub(crate) fn off(got: &Tensor, expected: &Tensor) -> f64 {
     let exact = |tensor: &Tensor| tensor.detach().to_kind(Kind::Double);
     let (got, expected) = (exact(got), exact(expected));
     let distance = (got - &expected).norm().double_value(&[]);

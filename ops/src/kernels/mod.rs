@@ -11,7 +11,7 @@ mod device;
 pub mod dropout;
 pub mod gelu;
 #[cfg(test)]
-mod host;
+pub(crate) mod host;
 pub mod norm;
 mod nvrtc;
 

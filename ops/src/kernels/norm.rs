@@ -23,10 +23,17 @@ pub struct Input<'a> {
 /// What forward gives.
 #[derive(Debug)]
 pub struct Normed {
+    /// The norm of the sum, `[..., C]`.
+    pub out: Tensor,
+    /// What backward needs.
+    pub kept: Kept,
+}
+
+/// What is kept for backward.
+#[derive(Debug)]
+pub struct Kept {
     /// x + y, `[..., C]`, rounded to the dtype; a handle of x where there is no y.
     pub sum: Tensor,
-    /// Its norm, `[..., C]`.
-    pub out: Tensor,
     /// The mean of each row, fp32, flat.
     pub mean: Tensor,
     /// 1 / sqrt(variance + eps) of each row, fp32, flat.
@@ -46,6 +53,14 @@ pub struct Arrived<'a> {
     pub beta: &'a Tensor,
 }
 
+/// Whether the kernels are to be had for rows like `x`, `[..., C]`: fp32 or bf16, and no wider than the sums of
+/// their columns have room for.
+pub fn takes(x: &Tensor) -> bool {
+    let fits = |runner: &dyn Runner| Ok(shared_bytes(rows_of(x)[1]) <= runner.most_shared_bytes());
+    matches!(x.kind(), Kind::Float | Kind::BFloat16)
+        && matches!(device::with(NORM, x.device(), fits), Ok(Some(true)))
+}
+
 /// Adds and normalises. `None` where the kernel is not to be had.
 ///
 /// # Errors
@@ -55,12 +70,12 @@ pub fn forward(input: Input<'_>) -> Result<Option<Normed>, OpsError> {
 }
 
 /// The gradient of the sum, `[..., C]`, which is that of x and of y: what goes through the norm, and what
-/// arrives beside it. `normed` is what forward gave. `None` where the kernel is not to be had.
+/// arrives beside it. `kept` is what forward gave. `None` where the kernel is not to be had.
 ///
 /// # Errors
 /// As [`forward`].
-pub fn backward(gamma: &Tensor, normed: &Normed, arrived: Arrived<'_>) -> Result<Option<Tensor>, OpsError> {
-    device::with(NORM, gamma.device(), |runner| backward_on(runner, gamma, normed, arrived))
+pub fn backward(gamma: &Tensor, kept: &Kept, arrived: Arrived<'_>) -> Result<Option<Tensor>, OpsError> {
+    device::with(NORM, gamma.device(), |runner| backward_on(runner, gamma, kept, arrived))
 }
 
 fn forward_on(runner: &dyn Runner, input: Input<'_>) -> Result<Normed, OpsError> {
@@ -99,16 +114,16 @@ fn forward_on(runner: &dyn Runner, input: Input<'_>) -> Result<Normed, OpsError>
             ],
         })?;
     }
-    Ok(Normed { sum, out, mean, rstd })
+    Ok(Normed { out, kept: Kept { sum, mean, rstd } })
 }
 
 fn backward_on(
     runner: &dyn Runner,
     gamma: &Tensor,
-    normed: &Normed,
+    kept: &Kept,
     arrived: Arrived<'_>,
 ) -> Result<Tensor, OpsError> {
-    let Normed { sum, mean, rstd, .. } = normed;
+    let Kept { sum, mean, rstd } = kept;
     let ([rows, width], size, kind) = (rows_of(sum), sum.size(), sum.kind());
     let (of_rows, of_columns) = ([rows], [width]);
     let mut others: Vec<(&Tensor, &[i64], Kind)> = vec![
@@ -121,7 +136,7 @@ fn backward_on(
     ];
     others.extend(arrived.sum.map(|beside| (beside, size.as_slice(), kind)));
     check("norm::backward", sum, &others)?;
-    let shared_bytes = 8 * width as usize; // two sums for each column
+    let shared_bytes = shared_bytes(width);
     if shared_bytes > runner.most_shared_bytes() {
         let got = format!("rows of {width}");
         let expected = "rows whose sums for gamma and beta fit into a block's shared memory";
@@ -171,6 +186,11 @@ fn backward_on(
     Ok(grad)
 }
 
+/// Of two sums for each column.
+fn shared_bytes(width: i64) -> usize {
+    8 * width as usize
+}
+
 /// Threads for rows of so many packs.
 fn threads(packs: i64) -> usize {
     (packs as usize).next_multiple_of(32).clamp(32, 256)
@@ -178,7 +198,7 @@ fn threads(packs: i64) -> usize {
 
 /// The same by libtorch's operations, on any device.
 pub mod by_torch {
-    use super::{Arrived, Input, Normed};
+    use super::{Arrived, Input, Kept, Normed};
     use tch::{Kind, Tensor};
 
     /// As [`forward`](super::forward).
@@ -188,12 +208,12 @@ pub mod by_torch {
         let shape = gamma.size();
         let (out, mean, rstd) = sum.native_layer_norm(shape, Some(gamma), Some(beta), eps);
         let flat = |of_rows: Tensor| of_rows.reshape([-1]).to_kind(Kind::Float);
-        Normed { sum, out, mean: flat(mean), rstd: flat(rstd) }
+        Normed { out, kept: Kept { sum, mean: flat(mean), rstd: flat(rstd) } }
     }
 
     /// As [`backward`](super::backward).
-    pub fn backward(gamma: &Tensor, normed: &Normed, arrived: Arrived<'_>) -> Tensor {
-        let Normed { sum, mean, rstd, .. } = normed;
+    pub fn backward(gamma: &Tensor, kept: &Kept, arrived: Arrived<'_>) -> Tensor {
+        let Kept { sum, mean, rstd } = kept;
         let shape: Vec<i64> = sum.size()[..sum.dim() - 1].iter().copied().chain([1]).collect();
         let of_rows = |tensor: &Tensor| tensor.view(shape.as_slice());
         let normal = (sum.to_kind(Kind::Float) - of_rows(mean)) * of_rows(rstd);
@@ -250,21 +270,21 @@ mod tests {
                 let input = Input { x: &x, y, gamma: &gamma, beta: &beta, eps: 1e-5 };
                 let (got, grads) = through(input, beside, |input, arrived| {
                     let normed = forward_on(&Host, input).unwrap();
-                    let grad = backward_on(&Host, input.gamma, &normed, arrived).unwrap();
+                    let grad = backward_on(&Host, input.gamma, &normed.kept, arrived).unwrap();
                     (normed, grad)
                 });
                 let (expected, expected_grads) = through(input, beside, |input, arrived| {
                     let normed = by_torch::forward(input);
-                    let grad = by_torch::backward(input.gamma, &normed, arrived);
+                    let grad = by_torch::backward(input.gamma, &normed.kept, arrived);
                     (normed, grad)
                 });
                 let case = format!("{rows} x {width} {kind:?} {residual} {beside}");
-                assert_eq!(got.sum, expected.sum, "{case}");
+                assert_eq!(got.kept.sum, expected.kept.sum, "{case}");
                 let limit = if kind == Kind::Float { 3e-6 } else { 4e-3 };
                 let pairs = [
                     ("out", &got.out, &expected.out),
-                    ("mean", &got.mean, &expected.mean),
-                    ("rstd", &got.rstd, &expected.rstd),
+                    ("mean", &got.kept.mean, &expected.kept.mean),
+                    ("rstd", &got.kept.rstd, &expected.kept.rstd),
                     ("grad", &grads[0], &expected_grads[0]),
                     ("gamma", &grads[1], &expected_grads[1]),
                     ("beta", &grads[2], &expected_grads[2]),
@@ -291,7 +311,7 @@ mod tests {
         let normed = by_torch::forward(Input { x: dx, y: Some(dy), gamma: dgamma, beta: dbeta, eps: 1e-5 });
         let (gammas, betas) = (dgamma.zeros_like(), dbeta.zeros_like());
         let arrived = Arrived { out: &out_grad, sum: Some(&sum_grad), gamma: &gammas, beta: &betas };
-        let grad = by_torch::backward(dgamma, &normed, arrived);
+        let grad = by_torch::backward(dgamma, &normed.kept, arrived);
         for (got, expected) in
             [(&grad, x.grad()), (&grad, y.grad()), (&gammas, gamma.grad()), (&betas, beta.grad())]
         {

@@ -82,10 +82,10 @@ fn norms(case: Case) -> Result<Vec<Figure>, TrainError> {
     let normed = made(case.device, norm::forward(input), || norm::by_torch::forward(input))?;
     let (gammas, betas) = (case.sums(c), case.sums(c));
     let arrived = norm::Arrived { out: &out, sum: Some(&beside), gamma: &gammas, beta: &betas };
-    let kernel = norm::backward(&gamma, &normed, arrived);
-    let grad = made(case.device, kernel, || norm::by_torch::backward(&gamma, &normed, arrived))?;
+    let kernel = norm::backward(&gamma, &normed.kept, arrived);
+    let grad = made(case.device, kernel, || norm::by_torch::backward(&gamma, &normed.kept, arrived))?;
     Ok(vec![
-        case.figure("sum", &normed.sum, &sum),
+        case.figure("sum", &normed.kept.sum, &sum),
         case.figure("output", &normed.out, &exact),
         case.figure("gradient", &grad, &x64.grad()),
         case.figure("of the gain", &gammas, &gamma64.grad()),
