@@ -239,21 +239,19 @@ void gather_key_gradients(const OwnedPiece &piece, bool begins, const Tensor &pa
       const phx::Rows to = rows_of(of_values ? grad_v : grad_k, b, h);
       const float *from = partial.const_data_ptr<float>() +
                           ((b * heads + h) * 2 + of_values) * piece.span_rows * width;
-      for (int64_t key = tile; key < std::min(tile + phx::kTile, piece.n_keys()); ++key) {
-        float *fp32 = static_cast<float *>(to.data) + piece.keys[key] * to.stride;
-        for (int64_t i = 0; i < d; ++i) sum[i] = begins ? 0.0f : fp32[i];
-        for (int64_t chunk = 0; chunk < chunks; ++chunk) {
-          const Span &span = piece.span_of(b, chunk);
-          if (key < span.begin || key >= span.end) continue;
-          const float *row = from + (span.offset + key - span.begin) * width;
-          for (int64_t i = 0; i < d; ++i) sum[i] += row[i];
-        }
-        if (bf16) {
-          auto *half = static_cast<c10::BFloat16 *>(to.data) + piece.keys[key] * to.stride;
-          for (int64_t i = 0; i < d; ++i) half[i] = sum[i];
-        } else {
-          for (int64_t i = 0; i < d; ++i) fp32[i] = sum[i];
-        }
+      std::vector<const float *> parts;  // of the tile: spans are whole tiles
+      for (int64_t chunk = 0; chunk < chunks; ++chunk) {
+        const Span &span = piece.span_of(b, chunk);
+        if (tile >= span.begin && tile < span.end) parts.push_back(from + (span.offset + tile - span.begin) * width);
+      }
+      for (int64_t i = 0; i < std::min(phx::kTile, piece.n_keys() - tile); ++i) {
+        const int64_t at = piece.keys[tile + i] * to.stride;
+        float *row = bf16 ? sum.data() : static_cast<float *>(to.data) + at;
+        if (begins) std::fill_n(row, d, 0.0f);
+        for (const float *part : parts)
+          for (int64_t j = 0; j < d; ++j) row[j] += part[i * width + j];
+        auto *half = static_cast<c10::BFloat16 *>(to.data) + at;
+        for (int64_t j = 0; bf16 && j < d; ++j) half[j] = row[j];
       }
     }
   });

@@ -29,6 +29,7 @@ inline void copy_row(const Rows &rows, int64_t position, int64_t d, int64_t widt
 inline void copy_keys(const Task &task, const Rows &rows, int64_t tile, int64_t width, Half *to) {
   for (int64_t i = 0; i < kTile; ++i) {
     if (tile + i < task.piece.n_keys) {
+      ask_ahead(rows, true, task.piece.keys, tile + i, task.piece.n_keys, task.d);
       copy_row(rows, task.piece.keys[tile + i], task.d, width, to + i * width);
     } else {
       std::memset(to + i * width, 0, width * sizeof(Half));
@@ -38,8 +39,11 @@ inline void copy_keys(const Task &task, const Rows &rows, int64_t tile, int64_t 
 
 // The rows of a block of queries, [kTile, width]; zeros past its last.
 inline void copy_queries(const Task &task, const Rows &rows, int64_t query, int64_t n, int64_t width, Half *to) {
-  for (int64_t i = 0; i < n; ++i)
-    copy_row(rows, task.piece.queries[query + i], task.d, width, to + i * width);
+  const int32_t *positions = task.piece.queries + query;
+  for (int64_t i = 0; i < n; ++i) {
+    ask_ahead(rows, true, positions, i, n, task.d);
+    copy_row(rows, positions[i], task.d, width, to + i * width);
+  }
   std::memset(to + n * width, 0, (kTile - n) * width * sizeof(Half));
 }
 

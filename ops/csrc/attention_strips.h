@@ -96,6 +96,16 @@ inline uint16_t narrowed(float value) {  // to nearest even
   return static_cast<uint16_t>((bits + 0x7fff + (bits >> 16 & 1)) >> 16);
 }
 
+// Asks for the row that is read a few rows later: those of a piece may lie in a page each, which no hardware
+// reads ahead.
+inline void ask_ahead(const Rows &rows, bool bf16, const int32_t *positions, int64_t at, int64_t n, int64_t d) {
+  constexpr int64_t kAhead = 8, kLine = 64;
+  if (at + kAhead >= n) return;
+  const int64_t bytes = bf16 ? sizeof(uint16_t) : sizeof(float);
+  const char *row = static_cast<const char *>(rows.data) + positions[at + kAhead] * rows.stride * bytes;
+  for (int64_t i = 0; i < d * bytes; i += kLine) __builtin_prefetch(row + i);
+}
+
 // `d` numbers times `scale`, then zeros up to `width`.
 inline void read_row(const Rows &rows, bool bf16, int64_t position, int64_t d, int64_t width, float scale,
               float *to) {
@@ -231,8 +241,11 @@ PHX_INLINE void harden(int64_t begin, int64_t end, const float *lse, const float
 // Rows of a block of queries times `scale`, [kTile, width] fp32; zeros past its last.
 inline void read_queries(const Task &task, const Rows &rows, int64_t query, int64_t n, int64_t width,
                          float scale, float *to) {
-  for (int64_t i = 0; i < n; ++i)
-    read_row(rows, task.bf16, task.piece.queries[query + i], task.d, width, scale, to + i * width);
+  const int32_t *positions = task.piece.queries + query;
+  for (int64_t i = 0; i < n; ++i) {
+    ask_ahead(rows, task.bf16, positions, i, n, task.d);
+    read_row(rows, task.bf16, positions[i], task.d, width, scale, to + i * width);
+  }
   std::memset(to + n * width, 0, (kTile - n) * width * sizeof(float));
 }
 
@@ -244,6 +257,7 @@ inline void start_block(const Task &task, int64_t query, int64_t n, int64_t widt
     most[i] = -INFINITY, sum[i] = 0;
     if (i >= n || task.begins) continue;
     const int64_t position = task.piece.queries[query + i];
+    ask_ahead(task.out, false, task.piece.queries + query, i, n, task.d);
     read_row(task.out, false, position, task.d, width, 1.0f, out + i * width);
     most[i] = task.lse[position];
     sum[i] = most[i] == -INFINITY ? 0.0f : 1.0f;
@@ -270,6 +284,7 @@ inline void read_deltas(const Task &task, int64_t query, int64_t n, int64_t widt
     lse[i] = delta[i] = 0;
     if (i >= n) continue;
     const int64_t position = task.piece.queries[query + i];
+    ask_ahead(task.out, task.bf16, task.piece.queries + query, i, n, task.d);
     read_row(task.out, task.bf16, position, task.d, width, 1.0f, row);
     read_row(task.grad_out, task.bf16, position, task.d, width, 1.0f, row + width);
     Vec sum = Vec{};
@@ -287,6 +302,7 @@ inline void finish_grad_q(const Task &task, int64_t query, int64_t n, int64_t wi
     float *of = grad + i * width;
     for (int64_t j = 0; j < width; ++j) of[j] *= task.scale;
     if (!task.begins) {
+      ask_ahead(task.grad_q, false, task.piece.queries + query, i, n, task.d);
       read_row(task.grad_q, false, position, task.d, width, 1.0f, row);
       for (int64_t j = 0; j < width; ++j) of[j] += row[j];
     }

@@ -54,6 +54,7 @@ struct Packed {
 void pack_rows(const Task &task, const Rows &rows, int64_t width, float *to) {
   for (int64_t key = task.key_begin; key < task.key_end; ++key, to += width) {
     if (key < task.piece.n_keys) {
+      ask_ahead(rows, task.bf16, task.piece.keys, key, task.piece.n_keys, task.d);
       read_row(rows, task.bf16, task.piece.keys[key], task.d, width, 1.0f, to);
     } else {
       std::memset(to, 0, width * sizeof(float));
