@@ -3,6 +3,7 @@
 //! Knows no tiles and no tensors.
 
 use crate::Pattern;
+use std::ops::Range;
 
 /// A part of a pattern's pairs; the pieces of a pattern have no pair in common.
 ///
@@ -48,6 +49,11 @@ impl Documents {
     /// Whether two positions are in one document.
     pub fn together(&self, a: usize, b: usize) -> bool {
         self.start[a] == self.start[b]
+    }
+
+    /// The positions of the document that `position` is in.
+    pub fn around(&self, position: usize) -> Range<usize> {
+        self.start[position] as usize..self.end[position] as usize
     }
 
     /// Positions of the sequence.

@@ -1,6 +1,7 @@
 //! Attention over the pairs that a pattern keeps, at a cost that grows with them, and which way to compute
 //! it where: on the CPU a kernel of our own, or libtorch's. Knows no model.
 
+mod blocks;
 mod documents;
 mod plan;
 mod sdpa;
@@ -20,7 +21,8 @@ use configs::{Documents, Pattern};
 use tch::{Device, Kind, Tensor};
 
 /// Attention of queries, keys and values `[B, H, T, D]`, scaled by 1/sqrt(D), within the documents of each
-/// sequence if they are given: `[B, H, T, D]`. No matrix of T x T is made for fp32 and bf16 on the CPU.
+/// sequence if they are given: `[B, H, T, D]`. No mask of T x T is made: what is taken beyond inputs, output and
+/// gradients grows with T, where no kernel has the pattern with the mask of a block of 256 queries, 256 x T.
 ///
 /// # Panics
 /// As tch's operations do: shapes or kinds that differ, no memory; and where documents are not those of
@@ -54,8 +56,11 @@ pub fn attention(
             crate::shim::document_attention(q, k, v, &pieces)
                 .unwrap_or_else(|error| panic!("attention: {error}"))
         }
-        (Pattern::Banded(w), None) => sdpa::banded(q, k, v, w as i64),
-        _ => sdpa::masked(q, k, v, narrow, documents),
+        // All blocks of a narrow band are one call.
+        (Pattern::Banded(w), None) if w <= blocks::ROWS => sdpa::banded(q, k, v, w as i64),
+        _ => {
+            blocks::attention(q, k, v, narrow, documents).unwrap_or_else(|error| panic!("attention: {error}"))
+        }
     }
 }
 
@@ -71,11 +76,15 @@ fn kernel(
 ) -> Result<Tensor, OpsError> {
     let size = q.size();
     if let Some(documents) = documents {
-        let fits =
-            documents.len() as i64 == size[0] && documents.iter().all(|of| of.positions() as i64 == size[2]);
-        assert!(fits, "documents are those of each of the {} sequences of {} positions", size[0], size[2]);
+        assert_fit(documents, &size);
     }
     crate::shim::attention(q, k, v, &plan::divide(pattern, size[2] as usize, documents), half)
+}
+
+fn assert_fit(documents: &[Documents], size: &[i64]) {
+    let fits =
+        documents.len() as i64 == size[0] && documents.iter().all(|of| of.positions() as i64 == size[2]);
+    assert!(fits, "documents are those of each of the {} sequences of {} positions", size[0], size[2]);
 }
 
 fn has_kernel(q: &Tensor) -> bool {

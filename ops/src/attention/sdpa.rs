@@ -1,6 +1,6 @@
-//! Attention on libtorch's scaled-dot-product attention, where that is the faster way or the only one:
-//! dense as it is, banded in blocks that see themselves and the block before, anything under a mask.
-//! Differentiated by autograd. Knows no model.
+//! Attention as libtorch's operations, where that is the faster way or the only one: dense as its
+//! scaled-dot-product attention is, banded by that in blocks that see themselves and the block before, anything with
+//! dropout written out. Differentiated by autograd. Knows no model.
 
 use configs::{Documents, Pattern};
 use tch::{Kind, Tensor};
@@ -8,18 +8,6 @@ use tch::{Kind, Tensor};
 /// Every pair, or every one that looks back.
 pub(super) fn dense(q: &Tensor, k: &Tensor, v: &Tensor, causal: bool) -> Tensor {
     Tensor::scaled_dot_product_attention::<&Tensor>(q, k, v, None, 0.0, causal, None, false)
-}
-
-/// What attention may be under a mask of the pairs: holds all T x T of them.
-pub(super) fn masked(
-    q: &Tensor,
-    k: &Tensor,
-    v: &Tensor,
-    pattern: Pattern,
-    documents: Option<&[Documents]>,
-) -> Tensor {
-    let seen = unseen(q, pattern, documents).logical_not();
-    Tensor::scaled_dot_product_attention(q, k, v, Some(&seen), 0.0, false, None, false)
 }
 
 /// As [`attention`](super::attention), with the probabilities multiplied by `mask`, `[B, H, T, T]`: dropout

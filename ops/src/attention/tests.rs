@@ -41,7 +41,11 @@ fn distances(
 }
 
 fn limit(kind: Kind) -> f64 {
-    if kind == Kind::Float { 1e-5 } else { 2e-2 }
+    match kind {
+        Kind::Double => 1e-12,
+        Kind::Float => 1e-5,
+        _ => 2e-2,
+    }
 }
 
 fn check(shape: [i64; 4], kind: Kind, pattern: Pattern, documents: Option<&[Documents]>) {
@@ -56,6 +60,16 @@ fn check_products(
     half: bool,
 ) {
     let way = |x: &[Tensor]| kernel(&x[0], &x[1], &x[2], pattern, documents, half).unwrap();
+    check_way(shape, kind, pattern, documents, way);
+}
+
+fn check_way(
+    shape: [i64; 4],
+    kind: Kind,
+    pattern: Pattern,
+    documents: Option<&[Documents]>,
+    way: impl Fn(&[Tensor]) -> Tensor,
+) {
     let off = distances(shape, kind, pattern, documents, way);
     // Where each query has one key, its softmax is 1 whatever the score: the gradients of q and k are 0, and
     // what is left of them is rounding.
@@ -166,7 +180,7 @@ fn what_other_documents_say_changes_no_bit_of_this_one() {
 }
 
 #[test]
-fn libtorchs_ways_equal_the_masked_softmax_too() {
+fn narrow_bands_in_one_call_equal_the_masked_softmax_too() {
     tch::manual_seed(4);
     for w in [1, 2, 3, 6, 7, 8, 33] {
         let off = distances([2, 3, 33, 4], Kind::Float, Pattern::Banded(w), None, |x| {
@@ -174,14 +188,66 @@ fn libtorchs_ways_equal_the_masked_softmax_too() {
         });
         assert!(w == 1 || off.iter().all(|&off| off < 1e-5), "banded:{w}: {off:?}");
     }
-    for text in ["dense", "bidirectional", "strided:5", "fixed:6,2"] {
-        let pattern: Pattern = text.parse().unwrap();
-        let documents = documents(2, 33, 9, 5);
-        let off = distances([2, 3, 33, 4], Kind::Float, pattern, Some(&documents), |x| {
-            sdpa::masked(&x[0], &x[1], &x[2], pattern, Some(&documents))
-        });
-        assert!(off.iter().all(|&off| off < 1e-5), "{pattern}: {off:?}");
+}
+
+fn check_blocks(shape: [i64; 4], kind: Kind, pattern: Pattern, documents: Option<&[Documents]>) {
+    let way = |x: &[Tensor]| blocks::attention(&x[0], &x[1], &x[2], pattern, documents).unwrap();
+    check_way(shape, kind, pattern, documents, way);
+}
+
+#[test]
+fn blocks_of_queries_equal_the_masked_softmax_at_their_edges() {
+    tch::manual_seed(10);
+    let of_blocks = ["banded:256", "banded:257", "strided:256", "fixed:256,3", "fixed:100,9"];
+    let of_sequences = ["dense", "bidirectional", "banded:1", "banded:1000", "strided:3", "fixed:1000,7"];
+    for pattern in of_sequences.into_iter().chain(of_blocks).map(|text| text.parse::<Pattern>().unwrap()) {
+        for t in [1, 7, 256] {
+            check_blocks([1, 2, t, 3], Kind::Double, pattern, None);
+            let documents = documents(2, t + 1, 1 + t as u64 / 3, 11);
+            check_blocks([2, 1, t + 1, 4], Kind::Double, pattern, Some(&documents));
+        }
+        check_blocks([1, 1, 257, 16], Kind::Float, pattern, None);
+        check_blocks([1, 2, 257, 16], Kind::BFloat16, pattern, Some(&documents(1, 257, 90, 12)));
     }
+}
+
+#[test]
+fn blocks_between_the_first_and_the_last_equal_the_masked_softmax_too() {
+    tch::manual_seed(11);
+    for text in ["dense", "bidirectional", "banded:300", "strided:200", "fixed:100,9"] {
+        let pattern: Pattern = text.parse().unwrap();
+        check_blocks([2, 1, 520, 4], Kind::Double, pattern, Some(&documents(2, 520, 170, 13)));
+    }
+}
+
+#[test]
+fn blocks_of_queries_leave_what_nobody_differentiates_without_a_graph() {
+    let x = Tensor::randn([1, 1, 300, 4], (Kind::Float, Device::Cpu));
+    let of = |x: &Tensor| blocks::attention(x, x, x, Pattern::Dense, None).unwrap();
+    let leaf = x.detach().copy().set_requires_grad(true);
+    assert!(!of(&x).requires_grad() && !tch::no_grad(|| of(&leaf)).requires_grad());
+    let out = of(&leaf);
+    crate::backward(&out, &out.ones_like()).unwrap();
+    assert!(!leaf.grad().requires_grad(), "backward's own graphs stay in it");
+}
+
+#[test]
+fn blocks_of_queries_take_less_than_a_byte_for_a_pair() {
+    let kilobytes = |name: &str| {
+        let text = std::fs::read_to_string("/proc/self/status").unwrap();
+        let line = text.lines().find_map(|line| line.strip_prefix(name)).unwrap();
+        line.trim().trim_end_matches(" kB").parse::<u64>().unwrap()
+    };
+    let t = 8192;
+    let documents = [Documents::beginning(t, |i| i == 100)];
+    let x: Vec<Tensor> = (0..3)
+        .map(|_| Tensor::randn([1, 1, t as i64, 8], (Kind::Float, Device::Cpu)).set_requires_grad(true))
+        .collect();
+    let before = kilobytes("VmRSS:");
+    let out = blocks::attention(&x[0], &x[1], &x[2], Pattern::Dense, Some(&documents)).unwrap();
+    crate::backward(&out, &out.ones_like()).unwrap();
+    let grown = 1024 * (kilobytes("VmHWM:") - before); // the most since the process began
+    assert!(grown < (t * t) as u64, "{grown} bytes for {t} positions");
 }
 
 #[test]
