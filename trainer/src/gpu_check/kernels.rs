@@ -126,20 +126,23 @@ fn losses(case: Case) -> Result<Vec<Figure>, TrainError> {
     Ok(vec![case.figure("losses", &got, &expected), case.figure("gradient", &logits, &exact.grad())])
 }
 
-/// Output and gradients of attention, with and without documents.
+/// Output and gradients of attention, with and without documents, of more than one block of queries; float64's by
+/// all pairs.
 fn patterns(case: Case) -> Result<Vec<Figure>, TrainError> {
-    let (t, mut figures) = (200usize, Vec::new());
+    let (t, mut figures) = (300usize, Vec::new());
+    let all_pairs = Tensor::ones([2, 2, t as i64, t as i64], (Kind::Double, Device::Cpu));
     let ends = |i: usize| i % 61 == 17;
     let documents = [Documents::beginning(t, ends), Documents::beginning(t, |_| false)];
-    for text in ["dense", "banded:64", "strided:16", "fixed:32,4"] {
+    for text in ["dense", "banded:64", "banded:280", "strided:16", "fixed:32,4", "bidirectional"] {
         let pattern: Pattern = text.parse().expect("a pattern");
         for documents in [None, Some(documents.as_slice())] {
-            let inputs: Vec<(Tensor, Tensor)> = (0..4).map(|_| case.pair(&[2, 4, t as i64, 64])).collect();
-            let attend = |x: &[Tensor]| ops::attention(&x[0], &x[1], &x[2], pattern, documents);
+            let inputs: Vec<(Tensor, Tensor)> = (0..4).map(|_| case.pair(&[2, 2, t as i64, 64])).collect();
             let exact: Vec<Tensor> = inputs.iter().map(|(_, exact)| exact.shallow_clone()).collect();
             let leaves: Vec<Tensor> =
                 inputs.iter().map(|(x, _)| x.detach().set_requires_grad(true)).collect();
-            let (expected, got) = (attend(&exact), attend(&leaves));
+            let [q, k, v, _] = &exact[..] else { panic!("four tensors") };
+            let expected = ops::attention_with_mask(q, k, v, pattern, documents, &all_pairs);
+            let got = ops::attention(&leaves[0], &leaves[1], &leaves[2], pattern, documents);
             ops::backward(&expected, &exact[3].detach())?;
             ops::backward(&got, &leaves[3].detach())?;
             let within = if documents.is_some() { " in documents" } else { "" };
