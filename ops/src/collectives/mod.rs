@@ -62,7 +62,8 @@ pub fn init_with(options: &Options) -> Result<Box<dyn Communicator>, CommError> 
 pub struct Options {
     /// Bytes of a buffer that are worked on at a time; each rank holds about four times as much in
     /// scratch and shared memory. `None`: 1 MiB on one node, so that a piece stays in cache from one
-    /// rank's copy to the other's sum; 8 MiB between nodes, where a message has to pay for its latency.
+    /// rank's copy to the other's sum; 8 MiB between nodes, where a message has to pay for its latency, or
+    /// less where a buffer would make fewer than four.
     pub piece_bytes: Option<usize>,
     /// Whether the ranks of a node reduce through shared memory; without, they are sent messages.
     pub shared_memory: bool,

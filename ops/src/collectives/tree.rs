@@ -20,48 +20,47 @@ pub fn tree_sum<T: Copy + Default + AddAssign>(rows: &[&[T]], out: &mut [T]) {
     let rows: Vec<*const T> = rows.iter().map(|row| row.as_ptr()).collect();
     for (index, block) in out.chunks_mut(BLOCK).enumerate() {
         // SAFETY: every row has as many elements as `out`, and they are borrowed until the end.
-        unsafe { sum_block(&rows, index * BLOCK, block, |leaf| leaf) };
+        unsafe { sum_block(&rows, index * BLOCK, block) };
     }
 }
 
-/// Sums elements `start..start + out.len()` of the rows, each taken through `value`.
+/// How many of several rows the left half of their tree holds.
+pub(super) fn left_of(rows: usize) -> usize {
+    rows.next_power_of_two() / 2
+}
+
+/// Sums elements `start..start + out.len()` of the rows.
 ///
 /// # Safety
 /// Every row addresses that many elements, aligned, that nobody writes meanwhile.
 ///
 /// # Panics
 /// If `out` is longer than [`BLOCK`].
-pub(super) unsafe fn sum_block<L: Copy, T: Copy + Default + AddAssign>(
-    rows: &[*const L],
+pub(super) unsafe fn sum_block<T: Copy + Default + AddAssign>(
+    rows: &[*const T],
     start: usize,
     out: &mut [T],
-    value: impl Fn(L) -> T + Copy,
 ) {
     // SAFETY: by this function's contract.
-    let row = |row: *const L| unsafe { std::slice::from_raw_parts(row.add(start), out.len()) };
+    let row = |row: *const T| unsafe { std::slice::from_raw_parts(row.add(start), out.len()) };
     match *rows {
         [] => out.fill(T::default()),
-        [a] => {
-            let a = row(a);
-            for (sum, &a) in out.iter_mut().zip(a) {
-                *sum = value(a);
-            }
-        }
+        [a] => out.copy_from_slice(row(a)),
         [a, b] => {
             let (a, b) = (row(a), row(b));
             for ((sum, &a), &b) in out.iter_mut().zip(a).zip(b) {
-                *sum = value(a);
-                *sum += value(b);
+                *sum = a;
+                *sum += b;
             }
         }
         _ => {
-            let (left, right) = rows.split_at(rows.len().next_power_of_two() / 2);
+            let (left, right) = rows.split_at(left_of(rows.len()));
             let mut scratch = [T::default(); BLOCK];
             let right_sum = &mut scratch[..out.len()];
             // SAFETY: handed on.
             unsafe {
-                sum_block(left, start, out, value);
-                sum_block(right, start, right_sum, value);
+                sum_block(left, start, out);
+                sum_block(right, start, right_sum);
             }
             for (sum, &right) in out.iter_mut().zip(right_sum.iter()) {
                 *sum += right;
@@ -69,6 +68,7 @@ pub(super) unsafe fn sum_block<L: Copy, T: Copy + Default + AddAssign>(
         }
     }
 }
+
 #[cfg(test)]
 mod tests {
     use super::*;

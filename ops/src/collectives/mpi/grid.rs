@@ -21,6 +21,13 @@ use super::sums::{Rows, Sum, sum};
 use crate::collectives::CommError;
 use std::sync::atomic::{Ordering, fence};
 
+/// Into how many pieces a slice that goes between nodes is cut at least, unless they had fewer elements than
+/// `SHORTEST_PIECE`: messages have to pay for their latency.
+const FEWEST_PIECES: usize = 4;
+const SHORTEST_PIECE: usize = 128 << 10;
+/// Elements that are summed before messages are looked after again.
+const PART: usize = 64 << 10;
+
 /// Which of a pass's messages one is. Between two ranks those of a kind arrive in order.
 const CONTRIBUTION: i32 = 1;
 const COMPLETE: i32 = 2;
@@ -128,7 +135,7 @@ impl Grid {
         let copied = pass.buffers.len() < self.local_size;
         let (before, after) = self.schedule(pass);
         let last_lag = before.iter().chain(&after).map(|&(_, lag)| lag).max().unwrap_or(0);
-        let pieces = pass.slice_numel.min(pass.numel).div_ceil(self.piece);
+        let pieces = pass.slice_numel.min(pass.numel).div_ceil(self.piece_of(pass));
         let mut requests = Vec::new();
         for round in 0..(if pieces == 0 { 0 } else { pieces + last_lag }) {
             // SAFETY: by this function's contract; stages run one after the other.
@@ -194,25 +201,34 @@ impl Grid {
         round: usize,
         requests: &mut Vec<Request>,
     ) -> Result<(), CommError> {
-        let pieces = pass.slice_numel.min(pass.numel).div_ceil(self.piece);
+        let most = self.piece_of(pass);
+        let pieces = pass.slice_numel.min(pass.numel).div_ceil(most);
         for &(stage, lag) in schedule {
             let Some(index) = round.checked_sub(lag).filter(|&index| index < pieces) else { continue };
-            let offset = index * self.piece;
-            let numel = self.piece.min(pass.slice_numel - offset);
+            let offset = index * most;
+            let numel = most.min(pass.slice_numel - offset);
             let piece = &Piece { pass, offset, numel, slot: index % 2 };
             // SAFETY: handed on.
             unsafe {
                 match stage {
                     Stage::Publish => self.publish(piece),
-                    Stage::SumNode => self.sum_node(piece),
+                    Stage::SumNode => self.sum_node(piece, requests)?,
                     Stage::Exchange => self.exchange(piece, requests)?,
                     Stage::Merge => self.merge(piece, requests)?,
-                    Stage::Spread => self.spread(piece),
+                    Stage::Spread => self.spread(piece, requests)?,
                     Stage::Collect => self.collect(piece),
                 }
             }
         }
         Ok(())
+    }
+
+    /// Elements of a pass's pieces: between nodes a short slice makes several too, so that one is summed while
+    /// another travels.
+    fn piece_of(&self, pass: &Pass) -> usize {
+        let slice = pass.slice_numel.min(pass.numel);
+        let several = slice.div_ceil(FEWEST_PIECES).next_multiple_of(32).max(SHORTEST_PIECE);
+        if self.nodes == 1 { self.piece } else { self.piece.min(several) }
     }
 
     fn rank_of(&self, node: usize, local_rank: usize) -> usize {
@@ -241,7 +257,7 @@ impl Grid {
 
     /// Sums over the node the slices of the ranks with this local rank, one per node: into all copies on the
     /// only node, else into scratch memory, unless one rank's fp32 is the sum already.
-    unsafe fn sum_node(&mut self, piece: &Piece) {
+    unsafe fn sum_node(&mut self, piece: &Piece, requests: &mut Vec<Request>) -> Result<(), CommError> {
         let pass = piece.pass;
         let kind = if pass.rounds() { Rows::Rounded } else { Rows::Fp32 };
         for node in 0..self.nodes {
@@ -261,8 +277,9 @@ impl Grid {
             let to = Sum { fp32: &copies, bf16, round: pass.rounds() && pass.gather };
             // SAFETY: contributions were published a round ago, or are in buffers of ranks that have begun;
             // this slice is this rank's to handle on this node, and no message in flight uses this slot.
-            unsafe { sum(&rows, kind, numel, to) };
+            unsafe { sum_by_parts(&rows, kind, numel, to, requests) }?;
         }
+        Ok(())
     }
 
     /// Starts sending the node's sums to their owners, and receiving the other nodes' sums of this
@@ -310,7 +327,10 @@ impl Grid {
             let rounds = pass.rounds() && pass.gather;
             let bf16 = if rounds { wire.cast() } else { std::ptr::null_mut() };
             // SAFETY: received or summed a round ago; this slice is this rank's to handle.
-            unsafe { sum(&rows, kind, numel, Sum { fp32: &[own.cast()], bf16, round: rounds }) };
+            unsafe {
+                let to = Sum { fp32: &[own.cast()], bf16, round: rounds };
+                sum_by_parts(&rows, kind, numel, to, requests)
+            }?;
         }
         if !pass.gather {
             return Ok(());
@@ -331,9 +351,9 @@ impl Grid {
     }
 
     /// Gives the peers' slices and the own one to this rank's buffer and to its node.
-    unsafe fn spread(&mut self, piece: &Piece) {
+    unsafe fn spread(&mut self, piece: &Piece, requests: &mut Vec<Request>) -> Result<(), CommError> {
         if self.nodes == 1 && piece.pass.reduce {
-            return; // `sum_node` has written all copies
+            return Ok(()); // `sum_node` has written all copies
         }
         for node in 0..self.nodes {
             let rank = self.rank_of(node, self.local_rank);
@@ -343,13 +363,9 @@ impl Grid {
                 let fp32: Vec<*mut f32> = copies.iter().map(|copy| copy.cast()).collect();
                 // SAFETY: received a round ago; the copies are this rank's to write.
                 unsafe {
-                    sum(
-                        &[from],
-                        Rows::Bf16,
-                        numel,
-                        Sum { fp32: &fp32, bf16: std::ptr::null_mut(), round: false },
-                    )
-                };
+                    let to = Sum { fp32: &fp32, bf16: std::ptr::null_mut(), round: false };
+                    sum_by_parts(&[from], Rows::Bf16, numel, to, requests)
+                }?;
                 continue;
             }
             let own = self.own(piece, rank);
@@ -358,6 +374,7 @@ impl Grid {
                 unsafe { copy(own, to, numel * piece.pass.width) };
             }
         }
+        Ok(())
     }
 
     /// Copies from shared memory the slices that other ranks of this node have put there.
@@ -474,6 +491,25 @@ enum Of {
     Parts,
     Own,
     Complete,
+}
+
+/// Sums the first `numel` elements, and lets messages travel meanwhile.
+///
+/// # Safety
+/// As [`sum`].
+unsafe fn sum_by_parts(
+    rows: &[*const u8],
+    kind: Rows,
+    numel: usize,
+    to: Sum,
+    requests: &mut Vec<Request>,
+) -> Result<(), CommError> {
+    for start in (0..numel).step_by(PART) {
+        // SAFETY: handed on.
+        unsafe { sum(rows, kind, start..numel.min(start + PART), to) };
+        raw::complete(requests)?;
+    }
+    Ok(())
 }
 
 /// # Safety

@@ -3,6 +3,7 @@
 //! Owns that thread and its queue. Refuses to know how a buffer travels (`grid`) and which function
 //! of MPI does it (`raw`).
 
+mod bf16;
 mod buffers;
 mod call;
 mod grid;

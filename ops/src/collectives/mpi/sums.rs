@@ -1,7 +1,9 @@
-//! Sums of rows in memory that several ranks see, and rounding to bf16: the inner loops of a reduction.
+//! Sums of rows in memory that several ranks see, in fp32 whatever they hold: the inner loops of a reduction.
 //! Knows addresses, not whose they are.
 
-use crate::collectives::tree::{BLOCK, sum_block};
+use super::bf16;
+use crate::collectives::tree::{BLOCK, left_of, sum_block};
+use std::ops::Range;
 
 /// What the rows of a sum hold.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -25,35 +27,58 @@ pub(super) struct Sum<'a> {
     pub(super) round: bool,
 }
 
-/// Sums `numel` elements of the rows in the tree's order, in fp32.
+/// Sums the elements of the rows that lie in `range`, in the tree's order and in fp32.
 ///
 /// # Safety
-/// Rows and copies address `numel` elements of what they hold, aligned; nobody else touches the copies or
+/// Rows and copies address so many elements of what they hold, aligned; nobody else touches the copies or
 /// writes to the rows meanwhile. A copy is a row, or overlaps none.
-pub(super) unsafe fn sum(rows: &[*const u8], kind: Rows, numel: usize, to: Sum) {
-    let mut block = [0f32; BLOCK];
-    for start in (0..numel).step_by(BLOCK) {
-        let out = &mut block[..BLOCK.min(numel - start)];
+pub(super) unsafe fn sum(rows: &[*const u8], kind: Rows, range: Range<usize>, to: Sum) {
+    let (mut block, mut rounded) = ([0f32; BLOCK], [0f32; BLOCK]);
+    for start in range.clone().step_by(BLOCK) {
+        let out = &mut block[..BLOCK.min(range.end - start)];
         // SAFETY: by this function's contract; a pointer to bytes has the layout of one to elements. All
         // rows of the block have been read before a copy is written.
         unsafe {
             match kind {
-                Rows::Fp32 => sum_block(cast::<f32>(rows), start, out, |x| x),
-                Rows::Rounded => sum_block(cast::<f32>(rows), start, out, |x| widen(round(x))),
-                Rows::Bf16 => sum_block(cast::<u16>(rows), start, out, widen),
+                Rows::Fp32 => sum_block(cast::<f32>(rows), start, out),
+                Rows::Rounded => sum_read(cast::<f32>(rows), start, out, bf16::round_and_widen),
+                Rows::Bf16 => sum_read(cast::<u16>(rows), start, out, bf16::widen),
             }
             if !to.bf16.is_null() {
-                let bf16 = std::slice::from_raw_parts_mut(to.bf16.add(start), out.len());
-                bf16.iter_mut().zip(out.iter()).for_each(|(to, &x)| *to = round(x));
+                bf16::round(out, std::slice::from_raw_parts_mut(to.bf16.add(start), out.len()));
             }
-            if to.round {
-                out.iter_mut().for_each(|x| *x = widen(round(*x)));
-            }
+            let kept: &[f32] = if to.round {
+                bf16::round_and_widen(out, &mut rounded[..out.len()]);
+                &rounded[..out.len()]
+            } else {
+                out
+            };
             for &copy in to.fp32 {
-                copy.add(start).copy_from_nonoverlapping(out.as_ptr(), out.len());
+                copy.add(start).copy_from_nonoverlapping(kept.as_ptr(), kept.len());
             }
         }
     }
+}
+
+/// As [`sum_block`], of rows that `read` turns into fp32, each of them once.
+///
+/// # Safety
+/// As [`sum_block`].
+unsafe fn sum_read<L>(rows: &[*const L], start: usize, out: &mut [f32], read: fn(&[L], &mut [f32])) {
+    let [first, others @ ..] = rows else { return out.fill(0.0) };
+    if others.is_empty() {
+        // SAFETY: by this function's contract.
+        return read(unsafe { std::slice::from_raw_parts(first.add(start), out.len()) }, out);
+    }
+    let (left, right) = rows.split_at(left_of(rows.len()));
+    let mut scratch = [0f32; BLOCK];
+    let right_sum = &mut scratch[..out.len()];
+    // SAFETY: handed on.
+    unsafe {
+        sum_read(left, start, out, read);
+        sum_read(right, start, right_sum, read);
+    }
+    out.iter_mut().zip(right_sum.iter()).for_each(|(sum, &right)| *sum += right);
 }
 
 fn cast<L>(rows: &[*const u8]) -> &[*const L] {
@@ -61,48 +86,53 @@ fn cast<L>(rows: &[*const u8]) -> &[*const L] {
     unsafe { std::slice::from_raw_parts(rows.as_ptr().cast(), rows.len()) }
 }
 
-/// The nearest bf16 number, the even one of two as near; a NaN stays one.
-fn round(x: f32) -> u16 {
-    let bits = x.to_bits();
-    let nearest = bits.wrapping_add(0x7FFF + (bits >> 16 & 1)) >> 16;
-    let nan = bits >> 16 | 0x40;
-    (if x.is_nan() { nan } else { nearest }) as u16
-}
-
-/// A bf16 number as fp32.
-fn widen(x: u16) -> f32 {
-    f32::from_bits(u32::from(x) << 16)
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
 
     #[test]
-    fn rounding_to_bf16_is_that_of_libtorch() {
-        let bits = [0, 1, 0x7FFF, 0x8000, 0x8001, 0xFFFF, 0x1_7FFF, 0x1_8000, 0x1_8001];
-        let exponents = [0u32, 0x3F80_0000, 0x7F7F_0000, 0x7F80_0000, 0xBF80_0000, 0xFF80_0000];
-        let numbers: Vec<f32> = exponents
-            .iter()
-            .flat_map(|e| bits.iter().map(move |b| f32::from_bits(e.wrapping_add(*b))))
-            .collect();
-        let torch = tch::Tensor::from_slice(&numbers).to_kind(tch::Kind::BFloat16).to_kind(tch::Kind::Float);
-        for (i, &x) in numbers.iter().enumerate() {
-            let (ours, torchs) = (widen(round(x)), torch.double_value(&[i as i64]) as f32);
-            assert!(ours == torchs || ours.is_nan() && torchs.is_nan(), "{x:e}: {ours:e}, torch {torchs:e}");
-        }
-    }
-
-    #[test]
     fn a_sum_may_be_written_over_its_rows() {
         let numel = 3 * BLOCK + 5;
         let mut rows: Vec<Vec<f32>> = (0..3).map(|r| (0..numel).map(|i| (i + r) as f32).collect()).collect();
-        let mut bf16 = vec![0u16; numel];
+        let mut halves = vec![0u16; numel];
         let to: Vec<*mut f32> = rows.iter_mut().map(|row| row.as_mut_ptr()).collect();
         let from: Vec<*const u8> = to.iter().map(|row| row.cast_const().cast()).collect();
         // SAFETY: three rows and a copy of `numel` elements that nothing else touches.
-        unsafe { sum(&from, Rows::Fp32, numel, Sum { fp32: &to, bf16: bf16.as_mut_ptr(), round: false }) };
+        unsafe {
+            sum(&from, Rows::Fp32, 0..numel, Sum { fp32: &to, bf16: halves.as_mut_ptr(), round: false })
+        };
         assert!(rows.iter().all(|row| (0..numel).all(|i| row[i] == (3 * i + 3) as f32)));
-        assert!((0..numel).all(|i| bf16[i] == round((3 * i + 3) as f32)));
+        let mut rounded = vec![0u16; numel];
+        bf16::round(&rows[0], &mut rounded);
+        assert_eq!(halves, rounded);
+    }
+
+    #[test]
+    fn rows_in_bf16_are_added_in_the_tree_too() {
+        // 256 + 1 is 256 in bf16: only sums in fp32 keep the ones, and only in the tree's order is nothing lost.
+        let big = 2f32.powi(24);
+        let numbers = [big, 1.0, 1.0, 1.0, 257.0];
+        let mut halves = [0u16; 5];
+        bf16::round(&numbers, &mut halves);
+        let sum_of = |rows: &[*const u8], kind| {
+            let mut total = [f32::NAN];
+            let to = Sum { fp32: &[total.as_mut_ptr()], bf16: std::ptr::null_mut(), round: false };
+            // SAFETY: rows of one element each, and a copy that nothing else touches.
+            unsafe { sum(rows, kind, 0..1, to) };
+            total[0]
+        };
+        let fp32: Vec<*const u8> = numbers.iter().map(|x| std::ptr::from_ref(x).cast()).collect();
+        let bf16: Vec<*const u8> = halves.iter().map(|x| std::ptr::from_ref(x).cast()).collect();
+        for rows in 1..=5 {
+            let in_tree = |numbers: &[f32]| {
+                let leaves: Vec<&[f32]> = numbers.iter().map(std::slice::from_ref).collect();
+                let mut total = [0.0];
+                crate::collectives::tree_sum(&leaves, &mut total);
+                total[0]
+            };
+            let expected = in_tree(&[big, 1.0, 1.0, 1.0, 256.0][..rows]);
+            assert_eq!(sum_of(&fp32[..rows], Rows::Rounded), expected, "{rows} rows");
+            assert_eq!(sum_of(&bf16[..rows], Rows::Bf16), expected, "{rows} rows");
+        }
     }
 }
