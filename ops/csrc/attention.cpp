@@ -5,9 +5,9 @@
 // to the task's own memory and are added up by key, in the order of pieces and tasks: no result depends on
 // the number of threads.
 
-#include <ATen/ATen.h>
 #include <ATen/Parallel.h>
 #include <ATen/native/CPUBlas.h>
+#include <ATen/ops/empty.h>
 #include <torch/csrc/autograd/custom_function.h>
 
 #include <memory>

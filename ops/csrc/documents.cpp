@@ -5,9 +5,13 @@
 // A piece has sequences of rows, picked from [B T]; each query sees a window of its sequence's keys that ends
 // with the key of its own number. The pieces of a pattern have no pair in common (Dao et al. 2022 for merging).
 
-#include <ATen/ATen.h>
+#include <ATen/TensorOperators.h>
 #include <ATen/ops/_flash_attention_backward.h>
 #include <ATen/ops/_flash_attention_forward.h>
+#include <ATen/ops/empty.h>
+#include <ATen/ops/empty_like.h>
+#include <ATen/ops/logaddexp.h>
+#include <ATen/ops/zeros.h>
 #include <torch/csrc/autograd/custom_function.h>
 
 #include <memory>

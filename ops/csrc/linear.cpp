@@ -2,8 +2,10 @@
 // on which thread. A weight whose gradient is fp32 already has the product added to it in place; no copy of
 // a gradient is made and nothing of it is rounded.
 
-#include <ATen/ATen.h>
 #include <ATen/Parallel.h>
+#include <ATen/ops/empty.h>
+#include <ATen/ops/empty_like.h>
+#include <ATen/ops/zeros.h>
 #include <torch/csrc/autograd/custom_function.h>
 
 #if defined(__x86_64__) && defined(__linux__)

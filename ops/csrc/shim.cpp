@@ -3,7 +3,7 @@
 //
 // Every function returns 0, or 1 after an exception whose text phx_last_error then gives.
 
-#include <ATen/ATen.h>
+#include <ATen/ops/from_blob.h>
 #include <sys/mman.h>
 #include <torch/csrc/autograd/autograd.h>
 

@@ -5,9 +5,14 @@
 // own. The pieces of a pattern have no pair in common, so outputs merge by their log-sum-exp, and each
 // piece's backward is given the output and the log-sum-exp of the whole (Dao et al. 2022).
 
-#include <ATen/ATen.h>
+#include <ATen/TensorOperators.h>
 #include <ATen/ops/_flash_attention_backward.h>
 #include <ATen/ops/_flash_attention_forward.h>
+#include <ATen/ops/constant_pad_nd.h>
+#include <ATen/ops/empty.h>
+#include <ATen/ops/logaddexp.h>
+#include <ATen/ops/zeros.h>
+#include <ATen/ops/zeros_like.h>
 #include <torch/csrc/autograd/custom_function.h>
 
 #include <vector>
