@@ -31,8 +31,7 @@ fn main() {
         .file("csrc/device_optimizer.cpp")
         .file("csrc/stream.cpp")
         .file("csrc/windowed.cpp")
-        // Each file includes the operators that it calls and not all of them, which take as long to read as
-        // the rest to compile.
+        // Each file includes the operators that it calls: libtorch's headers then leave out all others.
         .define("AT_PER_OPERATOR_HEADERS", None)
         .include(libtorch.join("include"))
         .include(libtorch.join("include/torch/csrc/api/include"))
