@@ -8,6 +8,7 @@
 #include <ATen/Parallel.h>
 #include <ATen/native/CPUBlas.h>
 #include <ATen/ops/empty.h>
+#include <ATen/ops/empty_like.h>
 #include <torch/csrc/autograd/custom_function.h>
 
 #include <memory>
@@ -265,6 +266,7 @@ std::array<Tensor, 3> backward(const Inputs &inputs, const Plan &plan, const Ten
   const auto kind = plan.pieces.size() == 1 ? q.scalar_type() : at::kFloat;
   const Tensor grad_q = heads_side_by_side(q, kind), grad_k = heads_side_by_side(q, kind),
                grad_v = heads_side_by_side(q, kind);
+  const Tensor delta = at::empty_like(lse);
   for (const OwnedPiece &piece : plan.pieces) {
     const int64_t chunks = piece.n_chunks();
     const bool begins = &piece == &plan.pieces.front();
@@ -279,6 +281,7 @@ std::array<Tensor, 3> backward(const Inputs &inputs, const Plan &plan, const Ten
       task.out = rows_of(out, b, h), task.grad_out = rows_of(grad_out, b, h);
       task.grad_q = rows_of(grad_q, b, h);
       task.lse = lse.mutable_data_ptr<float>() + (b * heads + h) * q.size(2);
+      task.delta = delta.mutable_data_ptr<float>() + (b * heads + h) * q.size(2);
       task.grad_k = partial.mutable_data_ptr<float>() +
                     ((b * heads + h) * 2 * piece.span_rows + piece.span_of(b, chunk).offset) * width;
       task.grad_v = task.grad_k + piece.span_rows * width;

@@ -17,11 +17,11 @@ namespace phx {
 namespace {
 
 #if defined(PHX_AVX512)
-constexpr int kLanes = 16, kRows = 8;
+constexpr int kLanes = 16, kRows = 8, kAtOnce = 2;
 #elif defined(PHX_AVX2)
-constexpr int kLanes = 8, kRows = 4;
+constexpr int kLanes = 8, kRows = 4, kAtOnce = 1;
 #else
-constexpr int kLanes = 4, kRows = 2;
+constexpr int kLanes = 4, kRows = 2, kAtOnce = 1;
 #endif
 constexpr int kColumns = 16;                  // of a register block: all that is computed comes in these
 constexpr int kVectors = kColumns / kLanes;   // of a row of it
@@ -284,12 +284,15 @@ inline void read_deltas(const Task &task, int64_t query, int64_t n, int64_t widt
     lse[i] = delta[i] = 0;
     if (i >= n) continue;
     const int64_t position = task.piece.queries[query + i];
-    ask_ahead(task.out, task.bf16, task.piece.queries + query, i, n, task.d);
-    read_row(task.out, task.bf16, position, task.d, width, 1.0f, row);
-    read_row(task.grad_out, task.bf16, position, task.d, width, 1.0f, row + width);
-    Vec sum = Vec{};
-    for (int64_t j = 0; j < width; j += kLanes) sum += load(row + j) * load(row + width + j);
-    delta[i] = total(sum);
+    if (task.begins) {
+      ask_ahead(task.out, task.bf16, task.piece.queries + query, i, n, task.d);
+      read_row(task.out, task.bf16, position, task.d, width, 1.0f, row);
+      read_row(task.grad_out, task.bf16, position, task.d, width, 1.0f, row + width);
+      Vec sum = Vec{};
+      for (int64_t j = 0; j < width; j += kLanes) sum += load(row + j) * load(row + width + j);
+      task.delta[position] = total(sum);
+    }
+    delta[i] = task.delta[position];
     lse[i] = task.lse[position];
   }
 }

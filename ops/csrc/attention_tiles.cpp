@@ -4,44 +4,52 @@
 // Compiled once for each instruction set; includes nothing that other objects might share. All sums are
 // fp32, in an order that depends on the task alone.
 
+#include <utility>
+
 #include "attention_strips.h"
 
 namespace phx {
 namespace {
 
-// C[kRows, 16] (+)= A[kRows, depth] B[depth, 16]; A's element (i, k) is at a[i * row + k * col].
-template <bool kAdd>
+// C[kRows, 16 kBlocks] (+)= A[kRows, depth] B[depth, 16 kBlocks]; A's element (i, k) is at a[i * row + k * col].
+template <bool kAdd, int kBlocks>
 PHX_INLINE void block(int64_t depth, const float *a, int64_t row, int64_t col, const float *b,
                       int64_t ldb, float *c, int64_t ldc) {
-  Vec sum[kRows][kVectors];
+  constexpr int kWide = kBlocks * kVectors;
+  Vec sum[kRows][kWide];
 #pragma GCC unroll 8
   for (int i = 0; i < kRows; ++i)
 #pragma GCC unroll 4
-    for (int j = 0; j < kVectors; ++j) sum[i][j] = kAdd ? load(c + i * ldc + j * kLanes) : Vec{};
+    for (int j = 0; j < kWide; ++j) sum[i][j] = kAdd ? load(c + i * ldc + j * kLanes) : Vec{};
   for (int64_t k = 0; k < depth; ++k) {
-    Vec right[kVectors];
+    Vec right[kWide];
 #pragma GCC unroll 4
-    for (int j = 0; j < kVectors; ++j) right[j] = load(b + k * ldb + j * kLanes);
+    for (int j = 0; j < kWide; ++j) right[j] = load(b + k * ldb + j * kLanes);
 #pragma GCC unroll 8
     for (int i = 0; i < kRows; ++i) {
       const Vec left = splat(a[i * row + k * col]);
 #pragma GCC unroll 4
-      for (int j = 0; j < kVectors; ++j) sum[i][j] += left * right[j];
+      for (int j = 0; j < kWide; ++j) sum[i][j] += left * right[j];
     }
   }
 #pragma GCC unroll 8
   for (int i = 0; i < kRows; ++i)
 #pragma GCC unroll 4
-    for (int j = 0; j < kVectors; ++j) store(c + i * ldc + j * kLanes, sum[i][j]);
+    for (int j = 0; j < kWide; ++j) store(c + i * ldc + j * kLanes, sum[i][j]);
 }
 
-// C[kSub, n] (+)= A[kSub, depth] B[depth, n], n a multiple of 16.
+// C[kSub, n] (+)= A[kSub, depth] B[depth, n], n a multiple of 16; kAtOnce blocks of 16 columns at a time, then what is
+// left one by one.
 template <bool kAdd>
 PHX_INLINE void product(int64_t n, int64_t depth, const float *a, int64_t row, int64_t col,
                         const float *b, int64_t ldb, float *c, int64_t ldc) {
-  for (int64_t j = 0; j < n; j += kColumns)
+  int64_t j = 0;
+  for (; kAtOnce > 1 && j + kAtOnce * kColumns <= n; j += kAtOnce * kColumns)
     for (int64_t i = 0; i < kSub; i += kRows)
-      block<kAdd>(depth, a + i * row, row, col, b + j, ldb, c + i * ldc + j, ldc);
+      block<kAdd, kAtOnce>(depth, a + i * row, row, col, b + j, ldb, c + i * ldc + j, ldc);
+  for (; j < n; j += kColumns)
+    for (int64_t i = 0; i < kSub; i += kRows)
+      block<kAdd, 1>(depth, a + i * row, row, col, b + j, ldb, c + i * ldc + j, ldc);
 }
 
 // A task's keys and values, tile after tile: as rows [kTile, width], or turned over [width, kTile].
@@ -62,13 +70,35 @@ void pack_rows(const Task &task, const Rows &rows, int64_t width, float *to) {
   }
 }
 
+// The numbers of two rows that belong into each other when blocks of `kStep` columns change places.
+template <int kStep, int... kLane>
+PHX_INLINE void exchange(Vec &a, Vec &b, std::integer_sequence<int, kLane...>) {
+  const Vec low = __builtin_shufflevector(a, b, (kLane & kStep ? kLanes + kLane - kStep : kLane)...);
+  b = __builtin_shufflevector(a, b, (kLane & kStep ? kLanes + kLane : kLane + kStep)...);
+  a = low;
+}
+
+// [kLanes, kLanes] turned over: blocks of half the rows, then halves of those.
+template <int kStep = kLanes / 2>
+PHX_INLINE void turn(Vec (&rows)[kLanes]) {
+#pragma GCC unroll 16
+  for (int i = 0; i < kLanes; ++i)
+    if (!(i & kStep)) exchange<kStep>(rows[i], rows[i + kStep], std::make_integer_sequence<int, kLanes>());
+  if constexpr (kStep > 1) turn<kStep / 2>(rows);
+}
+
 // Tiles [kTile, width] turned over, each in its place: [width, kTile].
 void turn_over(int64_t tiles, int64_t width, const float *from, float *to) {
   for (int64_t tile = 0; tile < tiles; ++tile, from += kTile * width, to += kTile * width)
-    for (int64_t i = 0; i < width; i += 8)
-      for (int64_t key = 0; key < kTile; key += 8)
-        for (int64_t x = 0; x < 8; ++x)
-          for (int64_t y = 0; y < 8; ++y) to[(i + x) * kTile + key + y] = from[(key + y) * width + i + x];
+    for (int64_t i = 0; i < width; i += kLanes)
+      for (int64_t key = 0; key < kTile; key += kLanes) {
+        Vec rows[kLanes];
+#pragma GCC unroll 16
+        for (int n = 0; n < kLanes; ++n) rows[n] = load(from + (key + n) * width + i);
+        turn(rows);
+#pragma GCC unroll 16
+        for (int n = 0; n < kLanes; ++n) store(to + (i + n) * kTile + key, rows[n]);
+      }
 }
 
 void forward_block(const Task &task, int64_t block, const Packed &packed, float *keys, float *values,
@@ -118,6 +148,15 @@ struct Span {
   float *keys, *turned_keys, *turned_values;
 };
 
+// Sets what a strip [kSub, kTile] does not compute to zero: all where it computes nothing.
+PHX_INLINE void clear_outside(int64_t low, int64_t high, float *strip) {
+  const int64_t before = low < high ? low : kTile;
+  for (int64_t i = 0; i < kSub; ++i) {
+    for (int64_t j = 0; j < before; j += kLanes) store(strip + i * kTile + j, Vec{});
+    for (int64_t j = high; low < high && j < kTile; j += kLanes) store(strip + i * kTile + j, Vec{});
+  }
+}
+
 // Adds what a tile of keys gets from a block of queries: strips of 16 keys, each from the queries between
 // the first and the last strip that see any of them.
 void key_gradients(const Task &task, const Span &span, const Strips &strips, int64_t tile,
@@ -155,11 +194,12 @@ void backward_block(const Task &task, int64_t block, const Span &span, float *sc
   key_tiles(piece, query, n, begin, end);
   for (int64_t tile = begin; tile < end; tile += kTile) {
     const Strips strips(piece, query, n, tile);
-    std::memset(p, 0, 2 * kTile * kTile * sizeof(float));
     for (int64_t s = 0; s < kTile / kSub; ++s) {
-      if (strips.none(s)) continue;
       const int64_t low = strips.begin[s], high = strips.end[s], first = s * kSub;
       float *scores = p + first * kTile, *grads = ds + first * kTile;
+      clear_outside(low, high, scores);
+      clear_outside(low, high, grads);
+      if (strips.none(s)) continue;
       product<false>(high - low, width, queries.q + first * width, width, 1,
                      span.packed.tile(span.turned_keys, tile) + low, kTile, scores + low, kTile);
       product<false>(high - low, width, queries.grad_out + first * width, width, 1,

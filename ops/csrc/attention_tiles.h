@@ -49,6 +49,7 @@ struct Task {
   float *lse;  // log-sum-exp of the scores, by position
   // Backward only: out and lse are those of all pieces.
   Rows grad_out, grad_q;
+  float *delta;  // output times its gradient, by position: the first piece computes it, later ones read it
   float *grad_k, *grad_v;  // [key_end - key_begin, padded d] of this task alone
 };
 
