@@ -55,14 +55,6 @@ PHX_INLINE void scaled(int64_t low, int64_t high, float scale, float *scores) {
   }
 }
 
-PHX_INLINE void clear_outside(int64_t low, int64_t high, float *scores) {
-  for (int64_t i = 0; i < kSub; ++i) {
-    float *row = scores + i * kTile;
-    for (int64_t j = 0; j < low; ++j) row[j] = 0;
-    for (int64_t j = high; j < kTile; ++j) row[j] = 0;
-  }
-}
-
 struct Block {
   int64_t query, n, begin, end;  // its queries, and the tiles of keys that they see
 

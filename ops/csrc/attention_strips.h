@@ -192,6 +192,15 @@ inline void key_tiles(const Piece &piece, int64_t query, int64_t n, int64_t &beg
   begin = begin / kTile * kTile;
 }
 
+// Sets what a strip [kSub, kTile] does not see to zero.
+PHX_INLINE void clear_outside(int64_t low, int64_t high, float *strip) {
+  for (int64_t i = 0; i < kSub; ++i) {
+    float *row = strip + i * kTile;
+    for (int64_t j = 0; j < low; j += kLanes) store(row + j, Vec{});
+    for (int64_t j = high; j < kTile; j += kLanes) store(row + j, Vec{});
+  }
+}
+
 // One step of the online softmax of a strip: scores become probabilities with the new maximum.
 PHX_INLINE void soften(int64_t begin, int64_t end, int64_t width, float *scores, float *most,
                        float *sum, float *out) {

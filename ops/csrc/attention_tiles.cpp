@@ -148,15 +148,6 @@ struct Span {
   float *keys, *turned_keys, *turned_values;
 };
 
-// Sets what a strip [kSub, kTile] does not compute to zero: all where it computes nothing.
-PHX_INLINE void clear_outside(int64_t low, int64_t high, float *strip) {
-  const int64_t before = low < high ? low : kTile;
-  for (int64_t i = 0; i < kSub; ++i) {
-    for (int64_t j = 0; j < before; j += kLanes) store(strip + i * kTile + j, Vec{});
-    for (int64_t j = high; low < high && j < kTile; j += kLanes) store(strip + i * kTile + j, Vec{});
-  }
-}
-
 // Adds what a tile of keys gets from a block of queries: strips of 16 keys, each from the queries between
 // the first and the last strip that see any of them.
 void key_gradients(const Task &task, const Span &span, const Strips &strips, int64_t tile,
@@ -197,8 +188,8 @@ void backward_block(const Task &task, int64_t block, const Span &span, float *sc
     for (int64_t s = 0; s < kTile / kSub; ++s) {
       const int64_t low = strips.begin[s], high = strips.end[s], first = s * kSub;
       float *scores = p + first * kTile, *grads = ds + first * kTile;
-      clear_outside(low, high, scores);
-      clear_outside(low, high, grads);
+      clear_outside(strips.none(s) ? kTile : low, high, scores);
+      clear_outside(strips.none(s) ? kTile : low, high, grads);
       if (strips.none(s)) continue;
       product<false>(high - low, width, queries.q + first * width, width, 1,
                      span.packed.tile(span.turned_keys, tile) + low, kTile, scores + low, kTile);
