@@ -140,7 +140,8 @@ fn passing(all: &[SegmentSpec], model: &ModelConfig, setup: &Setup) -> u64 {
         // A block computes, the next is on its way; the tokens stay for the head.
         (tokens + block + neighbour, rest),
         // The head fills the tokens' gradient, which stays open until the embedding has filled it too.
-        (tokens + norm, tokens),
+        // The last block stays for its backward.
+        (tokens + norm + block, tokens),
         // A block's backward: the one before it is on its way, the gradient of the one after it too.
         (if n_layer > 1 { 2 * block } else { block }, tokens + block + neighbour),
         (block + embedding, tokens + block + neighbour),
@@ -239,8 +240,8 @@ mod tests {
         let parameters = four(Shard::Parameters, false);
         assert_eq!(parameters.weights, 0);
         assert!(near(parameters.masters + parameters.gradients + parameters.moments, 4.0 * all));
-        // The head: the token embedding with its gradient, and the last norm.
-        assert_eq!(parameters.passing, 4 * (2 * TOKENS + 2 * 768));
+        // The head: the token embedding with its gradient, the last norm, and the last block for its backward.
+        assert_eq!(parameters.passing, 4 * (2 * TOKENS + 2 * 768 + BLOCK));
         assert!((parameters.state() as f64) < 0.45 * of(ONE).state() as f64);
     }
 

@@ -34,8 +34,8 @@ pub enum Work {
     Backward(usize),
     /// The gradients of tokens and positions.
     EmbedBackward,
-    /// The update of what the rank holds, once a step.
-    Update,
+    /// The update of what the rank holds of a segment, once a step.
+    Update(usize),
 }
 
 /// What a collective carries.
@@ -146,7 +146,9 @@ impl Walk<'_> {
             self.get(index);
             self.need_after(index);
             self.compute(Work::Forward(layer));
-            self.release(index);
+            if layer + 1 < self.n_layer {
+                self.release(index); // the last one's backward comes next
+            }
         }
         self.head(last);
         for layer in (0..self.n_layer).rev() {
@@ -194,13 +196,12 @@ impl Walk<'_> {
         self.compute(Work::Head);
         self.release(TOKENS);
         let Some(norm) = self.norm else { return };
-        self.need(FIRST_BLOCK + self.n_layer - 1);
         self.open(norm);
         self.close(norm, last);
         self.release(norm);
     }
 
-    /// The sums arrive, all ranks agree, the masters move and the weights follow.
+    /// The sums arrive, all ranks agree, the masters move and each segment's weights follow.
     fn finish(&mut self) {
         while let Some(segment) = self.leaving.pop_front() {
             self.acts.push(Act::Wait(Cargo::Gradient, segment));
@@ -209,9 +210,11 @@ impl Walk<'_> {
         for index in 0..self.segments.len() {
             self.arrive(index);
         }
-        self.compute(Work::Update);
-        if matches!(self.setup.shard, Shard::Optimizer | Shard::Gradients) {
-            (0..self.segments.len()).for_each(|index| self.gather(index));
+        for index in 0..self.segments.len() {
+            self.compute(Work::Update(index));
+            if matches!(self.setup.shard, Shard::Optimizer | Shard::Gradients) {
+                self.gather(index);
+            }
         }
     }
 
@@ -369,7 +372,11 @@ mod tests {
                         assert!(at.is_some() || first_step && *cargo == Cargo::Weights, "{shard:?} {act:?}");
                         at.map(|at| under_way.remove(at));
                     }
-                    Act::Compute(Work::Update) => assert!(under_way.is_empty(), "{shard:?} {under_way:?}"),
+                    Act::Compute(Work::Update(index)) => {
+                        let in_the_way =
+                            |(cargo, segment): &(Cargo, usize)| *cargo == Cargo::Gradient || segment >= index;
+                        assert!(!under_way.iter().any(in_the_way), "{shard:?} {under_way:?}");
+                    }
                     Act::Compute(_) | Act::Agree => {}
                 }
             }
@@ -387,5 +394,7 @@ mod tests {
             assert!(gathered.unwrap() < at(Act::Compute(Work::Forward(layer - 1))), "block {layer}");
         }
         assert!(acts.contains(&Act::Compute(Work::Recompute(0))));
+        let last = |act: &&Act| matches!(act, Act::Start(Call { cargo: Cargo::Weights, segment: 13, .. }));
+        assert_eq!(acts.iter().filter(last).count(), 1, "the last block stays for its backward");
     }
 }

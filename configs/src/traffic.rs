@@ -29,10 +29,10 @@ impl StepTraffic {
     pub(crate) fn with_wire(model: &ModelConfig, setup: &Setup, wire_width: u64) -> StepTraffic {
         let all = segments(model);
         let total: u64 = all.iter().map(|segment| segment.numel as u64).sum();
-        // Backward needs the blocks again, and an embedding with a norm; tokens stay for the head, and the
-        // last norm for its backward.
+        // Backward needs the blocks again but for the last, and an embedding with a norm; tokens stay for the
+        // head, and the last block and norm for their backward.
         let first_again = if model.has_plain_embedding() { 2 } else { 1 };
-        let again: u64 = all[first_again..2 + model.n_layer].iter().map(|segment| segment.numel as u64).sum();
+        let again: u64 = all[first_again..1 + model.n_layer].iter().map(|segment| segment.numel as u64).sum();
         let ranks = setup.world_size as u64;
         let once = |bytes: u64| (u128::from(bytes) * u128::from(ranks - 1) / u128::from(ranks)) as u64;
         let gradients = once(total * wire_width);
@@ -73,9 +73,9 @@ mod tests {
         StepTraffic::of(&ModelConfig::default(), &setup)
     }
 
-    /// GPT-2 Small in its flat buffers, and its blocks alone.
+    /// GPT-2 Small in its flat buffers, and its blocks without the last.
     const ALL: u64 = 124_475_904;
-    const BLOCKS: u64 = 12 * 7_087_872;
+    const AGAIN: u64 = 11 * 7_087_872;
 
     #[test]
     fn a_rank_alone_sends_nothing() {
@@ -99,6 +99,6 @@ mod tests {
         let gradients = of(Shard::Gradients, 2, false, 3, true);
         assert_eq!((gradients.reduce_scatter, gradients.all_gather), (3 * 2 * ALL, 2 * ALL));
         let parameters = of(Shard::Parameters, 2, false, 3, true);
-        assert_eq!((parameters.reduce_scatter, parameters.all_gather), (3 * 2 * ALL, 3 * 2 * (ALL + BLOCKS)));
+        assert_eq!((parameters.reduce_scatter, parameters.all_gather), (3 * 2 * ALL, 3 * 2 * (ALL + AGAIN)));
     }
 }

@@ -223,7 +223,9 @@ impl<'a> Engine<'a> {
             x = if self.recompute { tch::no_grad(block) } else { block() };
             inputs.push(leaf(&x));
             outputs.push((!self.recompute).then(|| x.shallow_clone()));
-            self.parameters.release(index)?;
+            if layer + 1 < n_layer {
+                self.parameters.release(index)?; // the last one's backward comes next
+            }
         }
         Ok(Saved { inputs, outputs, rows, mask })
     }
@@ -265,8 +267,6 @@ impl<'a> Engine<'a> {
         }
         self.losses.push(loss);
         let Some(norm) = self.model.norm_segment() else { return Ok(grad) };
-        let last_block = self.model.block_segment(self.model.config().n_layer) - 1;
-        self.parameters.need(last_block)?;
         self.gradients.backward(norm, self.parameters.get(norm)?, &hidden, &grad)?;
         self.parameters.release(norm)?;
         Ok(x.grad())
@@ -293,8 +293,6 @@ impl<'a> Engine<'a> {
             loss = loss * scale + self.task_loss(task, batch.dropout.as_ref(), &hidden, &task_grad)?;
         }
         self.losses.push(loss);
-        let last_block = self.model.block_segment(self.model.config().n_layer) - 1;
-        self.parameters.need(last_block)?;
         self.gradients.backward(segment, self.parameters.get(segment)?, &output, &output_grad)?;
         self.parameters.release(segment)?;
         Ok(x.grad() + task_grad)

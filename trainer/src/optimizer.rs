@@ -31,7 +31,7 @@ impl Optimizer {
     }
 
     /// The update number `step + 1`, from gradients of global norm `grad_norm`. They are scaled down
-    /// to `grad_clip` when they are longer (Pascanu et al. 2013). The weights follow. Collective.
+    /// to `grad_clip` when they are longer (Pascanu et al. 2013). Each segment's weights follow while the next is updated. Collective.
     ///
     /// # Errors
     /// What libtorch says, a failed collective.
@@ -57,7 +57,8 @@ impl Optimizer {
                 weights: weights.as_ref(),
             };
             ops::adamw(&mut slice, &self.config, AdamWStep { lr, t: step + 1, grad_scale })?;
+            engine.parameters_mut().send(index)?;
         }
-        engine.parameters_mut().send()
+        Ok(())
     }
 }

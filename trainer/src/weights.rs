@@ -207,20 +207,19 @@ impl<'a> Parameters<'a> {
             if let Some(mut rounded) = self.rounded(index) {
                 rounded.copy_(&self.segments[index].master);
             }
+            self.send(index)?;
         }
-        self.send()
+        Ok(())
     }
 
-    /// Starts to gather what the ranks have changed of weights that stay.
+    /// Starts to gather what the ranks have changed of a segment's weights, where they stay.
     ///
     /// # Errors
     /// A failed collective.
-    pub fn send(&mut self) -> Result<(), TrainError> {
-        for segment in &mut self.segments {
-            let Some(weights) = &segment.weights else { continue };
-            if self.shard != Shard::None {
-                segment.gather = Some(self.comm.start(gathering(&segment.spec, self.comm), weights.flat())?);
-            }
+    pub fn send(&mut self, index: usize) -> Result<(), TrainError> {
+        let segment = &mut self.segments[index];
+        if let Some(weights) = segment.weights.as_ref().filter(|_| self.shard != Shard::None) {
+            segment.gather = Some(self.comm.start(gathering(&segment.spec, self.comm), weights.flat())?);
         }
         Ok(())
     }

@@ -65,21 +65,19 @@ impl<'a> Costs<'a> {
             Work::Backward(layer) => 2.0 * self.forward[layer] + self.accumulating(2 + layer),
             Work::Head => self.head(),
             Work::EmbedBackward => self.moving(2.0 * 8.0 * c * tokens),
-            Work::Update => self.update(),
+            Work::Update(segment) => self.update(&self.segments[segment]),
         }
     }
 
-    /// The update of what the rank holds, and what is around it: its gradients are read for their norm and, but in
-    /// the tree, those that it sums set to zero; in bf16 the weights are written beside the masters.
-    fn update(&self) -> f64 {
-        let sum = |of: &dyn Fn(&SegmentSpec) -> u64| self.segments.iter().map(of).sum::<u64>() as f64;
-        let whole = |segment: &SegmentSpec| segment.numel as u64;
-        let owned = |segment: &SegmentSpec| self.setup.owned(segment);
-        let held = if self.setup.shard == Shard::None { sum(&whole) } else { sum(&owned) };
+    /// The update of what the rank holds of a segment, and what is around it: its gradients are read for their norm
+    /// and, but in the tree, those that it sums set to zero; in bf16 the weights are written beside the masters.
+    fn update(&self, segment: &SegmentSpec) -> f64 {
+        let (whole, owned) = (segment.numel as f64, self.setup.owned(segment) as f64);
+        let held = if self.setup.shard == Shard::None { whole } else { owned };
         let zeroed = match self.setup.shard.leaves_at_once() {
             _ if self.setup.reproducible => 0.0,
-            true => sum(&owned),
-            false => sum(&whole),
+            true => owned,
+            false => whole,
         };
         let rounded = match self.setup.shard {
             Shard::Parameters => 0.0, // as they are gathered
@@ -88,7 +86,7 @@ impl<'a> Costs<'a> {
         };
         let update = UPDATE_BYTES * held;
         self.rates().map_or_else(|| self.moving(update), |rates| update / rates.update_bytes_per_s)
-            + self.moving(4.0 * sum(&owned) + 4.0 * zeroed + rounded)
+            + self.moving(4.0 * owned + 4.0 * zeroed + rounded)
     }
 
     /// Seconds of a collective: of a buffer of n bytes each pass takes (p - 1) / p n over the link of a rank

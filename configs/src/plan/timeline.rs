@@ -115,7 +115,7 @@ impl Rank {
             Work::Embed | Work::Forward(_) => &mut self.taken.forward,
             Work::Head | Work::Backward(_) | Work::EmbedBackward => &mut self.taken.backward,
             Work::Recompute(_) => &mut self.taken.recompute,
-            Work::Update => &mut self.taken.optimizer,
+            Work::Update(_) => &mut self.taken.optimizer,
         }
     }
 }
