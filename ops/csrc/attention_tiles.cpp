@@ -70,11 +70,21 @@ void pack_rows(const Task &task, const Rows &rows, int64_t width, float *to) {
   }
 }
 
-// The numbers of two rows that belong into each other when blocks of `kStep` columns change places.
+// Numbers of two rows, those of the second counted on from the first's.
+template <int... kFrom>
+PHX_INLINE Vec picked(Vec a, Vec b) {
+#if defined(__clang__)
+  return __builtin_shufflevector(a, b, kFrom...);
+#else
+  return __builtin_shuffle(a, b, Ints{kFrom...});  // GCC has the other from version 12 on
+#endif
+}
+
+// Two rows whose blocks of `kStep` columns change places.
 template <int kStep, int... kLane>
 PHX_INLINE void exchange(Vec &a, Vec &b, std::integer_sequence<int, kLane...>) {
-  const Vec low = __builtin_shufflevector(a, b, (kLane & kStep ? kLanes + kLane - kStep : kLane)...);
-  b = __builtin_shufflevector(a, b, (kLane & kStep ? kLanes + kLane : kLane + kStep)...);
+  const Vec low = picked<(kLane & kStep ? kLanes + kLane - kStep : kLane)...>(a, b);
+  b = picked<(kLane & kStep ? kLanes + kLane : kLane + kStep)...>(a, b);
   a = low;
 }
 

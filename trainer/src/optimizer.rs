@@ -31,7 +31,8 @@ impl Optimizer {
     }
 
     /// The update number `step + 1`, from gradients of global norm `grad_norm`. They are scaled down
-    /// to `grad_clip` when they are longer (Pascanu et al. 2013). Each segment's weights follow while the next is updated. Collective.
+    /// to `grad_clip` when they are longer (Pascanu et al. 2013). Each segment's weights follow while the
+    /// next is updated. Collective.
     ///
     /// # Errors
     /// What libtorch says, a failed collective.
