@@ -101,14 +101,15 @@ const FIRST_BLOCK: usize = 2;
 /// has changed may still be on their way.
 pub fn step_acts(model: &ModelConfig, setup: &Setup) -> Vec<Act> {
     let all = segments(model);
+    let coming: Vec<bool> = (0..all.len()).map(|index| follows(setup.shard, index)).collect();
     let mut walk = Walk {
         setup,
         n_layer: model.n_layer,
         norm: (all.len() > FIRST_BLOCK + model.n_layer).then_some(all.len() - 1),
         plain_embedding: model.has_plain_embedding(),
         recompute: setup.recompute || setup.shard == Shard::Parameters,
-        here: vec![setup.shard != Shard::Parameters; all.len()],
-        coming: vec![matches!(setup.shard, Shard::Optimizer | Shard::Gradients); all.len()],
+        here: coming.iter().map(|coming| *coming || setup.shard != Shard::Parameters).collect(),
+        coming,
         leaving: VecDeque::new(),
         acts: Vec::new(),
         segments: all,
@@ -118,6 +119,16 @@ pub fn step_acts(model: &ModelConfig, setup: &Setup) -> Vec<Act> {
     }
     walk.finish();
     walk.acts
+}
+
+/// Whether a segment's weights are gathered as soon as they are updated: where they stay, all are; where
+/// they do not, those that the next step begins with.
+fn follows(shard: Shard, index: usize) -> bool {
+    match shard {
+        Shard::None => false,
+        Shard::Optimizer | Shard::Gradients => true,
+        Shard::Parameters => index <= FIRST_BLOCK,
+    }
 }
 
 /// A rank's way through a step: what is where.
@@ -212,7 +223,7 @@ impl Walk<'_> {
         }
         for index in 0..self.segments.len() {
             self.compute(Work::Update(index));
-            if matches!(self.setup.shard, Shard::Optimizer | Shard::Gradients) {
+            if follows(self.setup.shard, index) {
                 self.gather(index);
             }
         }
@@ -387,14 +398,20 @@ mod tests {
     fn sharded_weights_are_gathered_one_segment_ahead() {
         let acts = step_acts(&ModelConfig::default(), &setup(Shard::Parameters, 1));
         let at = |wanted: Act| acts.iter().position(|act| *act == wanted).unwrap();
+        let gathers = |act: &Act, index: usize| {
+            let Act::Start(call) = act else { return false };
+            (call.cargo, call.segment) == (Cargo::Weights, index)
+        };
         for layer in 1..12 {
-            let gathered = acts.iter().position(|act| {
-                matches!(act, Act::Start(Call { cargo: Cargo::Weights, segment, .. }) if *segment == 2 + layer)
-            });
+            let gathered = acts.iter().position(|act| gathers(act, 2 + layer));
             assert!(gathered.unwrap() < at(Act::Compute(Work::Forward(layer - 1))), "block {layer}");
         }
+        for index in [TOKENS, POSITIONS, FIRST_BLOCK] {
+            let updated = at(Act::Compute(Work::Update(index)));
+            assert!(gathers(&acts[updated + 1], index), "the next step begins with segment {index}");
+        }
         assert!(acts.contains(&Act::Compute(Work::Recompute(0))));
-        let last = |act: &&Act| matches!(act, Act::Start(Call { cargo: Cargo::Weights, segment: 13, .. }));
-        assert_eq!(acts.iter().filter(last).count(), 1, "the last block stays for its backward");
+        let last = acts.iter().filter(|act| gathers(act, 13)).count();
+        assert_eq!(last, 1, "the last block stays for its backward");
     }
 }

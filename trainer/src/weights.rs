@@ -4,7 +4,8 @@
 //!
 //! Rajbhandari et al. 2020 (ZeRO). With `shard = "none"` every rank has all of it. With `"optimizer"` and
 //! `"gradients"` a rank holds the masters of its slices, and the weights are gathered after each update.
-//! With `"parameters"` they exist on a rank only from their gathering, just before use, to their release.
+//! With `"parameters"` they exist on a rank only from their gathering, just before use, to their release;
+//! those that a step begins with are gathered as soon as the update before it has changed them.
 
 use crate::error::TrainError;
 use crate::pulse::Pulse;
@@ -19,6 +20,9 @@ use tch::{Device, Kind, Tensor};
 /// Elements that are given their initial values at a time: a second copy of a large segment would
 /// be more than the ranks' shares leave room for.
 const INIT_NUMEL: usize = 1 << 20;
+
+/// The segments that a step begins with: tokens, positions and what follows them.
+const FIRST: usize = 3;
 
 /// A model's weights on this rank.
 pub struct Parameters<'a> {
@@ -212,11 +216,16 @@ impl<'a> Parameters<'a> {
         Ok(())
     }
 
-    /// Starts to gather what the ranks have changed of a segment's weights, where they stay.
+    /// Starts to gather what the ranks have changed of a segment's weights, where they stay or are what the
+    /// next step begins with.
     ///
     /// # Errors
-    /// A failed collective.
+    /// No memory, a failed collective.
     pub fn send(&mut self, index: usize) -> Result<(), TrainError> {
+        if self.shard == Shard::Parameters {
+            self.release(index)?; // what was gathered before the change
+            return if index < FIRST { self.need(index) } else { Ok(()) };
+        }
         let segment = &mut self.segments[index];
         if let Some(weights) = segment.weights.as_ref().filter(|_| self.shard != Shard::None) {
             segment.gather = Some(self.comm.start(gathering(&segment.spec, self.comm), weights.flat())?);
