@@ -54,7 +54,7 @@ pub enum Recompute {
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Dtype {
-    /// bf16 where the CPU or GPU multiplies it in hardware, else fp32.
+    /// bf16 where that is faster: on CPUs with a matrix unit for it and on GPUs that multiply it; else fp32.
     #[default]
     Auto,
     /// bfloat16.

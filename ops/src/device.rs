@@ -40,28 +40,20 @@ fn choose(
     }
 }
 
-/// The precision in which a device computes: bf16 where it multiplies it in hardware (AVX512-BF16 and
-/// AMX; GPUs from compute capability 8.0 on), else fp32, unless one is asked for by name.
+/// The precision in which a device computes: bf16 where that is the faster (CPUs with a matrix unit, GPUs from
+/// compute capability 8.0 on), else fp32, unless one is asked for by name. With AVX512-BF16 alone a CPU
+/// multiplies bf16 in hardware, and a step in it takes longer than one in fp32.
 pub fn dtype(wanted: configs::Dtype, device: Device) -> Kind {
-    let in_hardware = || match device {
+    let is_faster = || match device {
         Device::Cuda(index) => cuda::properties(index).is_some_and(|about| about.capability >= (8, 0)),
-        _ => cpu_multiplies_bf16(),
+        _ => has_matrix_unit(),
     };
     match wanted {
         configs::Dtype::Bf16 => Kind::BFloat16,
         configs::Dtype::Fp32 => Kind::Float,
-        configs::Dtype::Auto if in_hardware() => Kind::BFloat16,
+        configs::Dtype::Auto if is_faster() => Kind::BFloat16,
         configs::Dtype::Auto => Kind::Float,
     }
-}
-
-/// Whether there is AVX512-BF16; every CPU with AMX-BF16 has it too.
-pub(crate) fn cpu_multiplies_bf16() -> bool {
-    #[cfg(target_arch = "x86_64")]
-    let there = std::is_x86_feature_detected!("avx512bf16");
-    #[cfg(not(target_arch = "x86_64"))]
-    let there = false;
-    there
 }
 
 /// Whether the CPU has a matrix unit that multiplies bf16 and adds to fp32 where it lies: layers, their gradients
@@ -196,6 +188,6 @@ mod tests {
         assert_eq!(dtype(configs::Dtype::Bf16, Device::Cpu), Kind::BFloat16);
         assert_eq!(dtype(configs::Dtype::Fp32, Device::Cpu), Kind::Float);
         let auto = dtype(configs::Dtype::Auto, Device::Cpu);
-        assert_eq!(auto == Kind::BFloat16, cpu_multiplies_bf16());
+        assert_eq!(auto == Kind::BFloat16, has_matrix_unit());
     }
 }

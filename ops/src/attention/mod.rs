@@ -15,7 +15,7 @@ pub use sdpa::attention_with_mask;
 pub(crate) use windowed::Windowed;
 
 use crate::OpsError;
-use crate::device::cpu_multiplies_bf16;
+use crate::device::has_matrix_unit;
 use crate::linear::has_products;
 use configs::{Documents, Pattern};
 use tch::{Device, Kind, Tensor};
@@ -40,7 +40,7 @@ pub fn attention(
         other => other,
     };
     match (narrow, documents) {
-        (Pattern::Dense | Pattern::Bidirectional, None) if !emulates(q) && !is_ours(q) => {
+        (Pattern::Dense | Pattern::Bidirectional, None) if !is_widened(q) && !is_ours(q) => {
             sdpa::dense(q, k, v, narrow.is_causal())
         }
         _ if has_kernel(q) => {
@@ -96,7 +96,7 @@ fn is_ours(q: &Tensor) -> bool {
     has_products(q) && q.size()[3] % 32 == 0
 }
 
-/// Whether libtorch would emulate bf16, a number at a time; the kernel computes in fp32.
-fn emulates(q: &Tensor) -> bool {
-    q.device() == Device::Cpu && q.kind() == Kind::BFloat16 && !cpu_multiplies_bf16()
+/// Whether bf16 is faster widened to fp32, in which the kernel then computes, than as libtorch multiplies it.
+fn is_widened(q: &Tensor) -> bool {
+    q.device() == Device::Cpu && q.kind() == Kind::BFloat16 && !has_matrix_unit()
 }
