@@ -171,11 +171,6 @@ mod tests {
 
     #[test]
     fn the_gelu_and_its_slope_hold_over_all_numbers() {
-        if !shim::has_products() {
-            // The slope of libtorch's is no number from about 1e20 on.
-            writeln!(std::io::stderr(), "skipped: this CPU has no matrix unit for bf16").unwrap();
-            return;
-        }
         let n = 32;
         let far = [-1e30, -3e4, -100.0, -20.5, -13.5, -9.0, 0.0, 9.0, 13.5, 20.5, 100.0, 3e4, 1e30];
         let near = (0..32 * 8 - far.len()).map(|i| (i as f64 - 121.0) * 0.05);
@@ -196,6 +191,11 @@ mod tests {
                 within.masked_select(&moderate).max().double_value(&[])
             };
             assert!(apart(&got, &exact) <= 0.0, "{kind:?}: {}", apart(&got, &exact));
+            if !shim::has_products() {
+                // The slope of libtorch's is no number from about 1e20 on.
+                writeln!(std::io::stderr(), "slope skipped: this CPU has no matrix unit for bf16").unwrap();
+                continue;
+            }
             assert!(
                 apart(&x.grad(), &exact_x.grad()) <= 0.0,
                 "slope, {kind:?}: {}",
