@@ -29,6 +29,7 @@ fn main() {
         .file("csrc/shim.cpp")
         .file("csrc/optimizer.cpp")
         .file("csrc/device_optimizer.cpp")
+        .file("csrc/device_memory.cpp")
         .file("csrc/stream.cpp")
         .file("csrc/windowed.cpp")
         // Each file includes the operators that it calls: libtorch's headers then leave out all others.

@@ -33,6 +33,8 @@ pub struct Setup {
     pub micro_steps: u64,
     /// Sequences per rank and pass.
     pub micro_batch: usize,
+    /// Whether the sums of gradients keep their memory from step to step ([`Shard::gradients_stay`]).
+    pub gradients_stay: bool,
 }
 
 impl Setup {
@@ -50,6 +52,7 @@ impl Setup {
             reproducible: run.reproducible(on_cpu),
             micro_steps: plan.grad_accum_steps,
             micro_batch: plan.micro_batch,
+            gradients_stay: run.parallel.shard.gradients_stay(world_size, on_cpu),
         })
     }
 
@@ -89,6 +92,7 @@ pub struct Memory {
     /// Host memory for checkpoints, from the first on: fp32 copies of what the rank owns.
     pub snapshot: u64,
     /// An estimate of what a pass keeps for backward, and of a block's gradients there; libtorch's kernels decide.
+    /// Where sums of gradients begin with backward, what it takes beside them at the fullest moment.
     pub activations: u64,
 }
 
@@ -155,13 +159,13 @@ fn passing(all: &[SegmentSpec], model: &ModelConfig, setup: &Setup) -> u64 {
     moments.into_iter().map(bytes).max().unwrap_or(0)
 }
 
-/// What autograd keeps of a block, in elements a token: the inputs of its norms, of the four products, of
-/// attention and of the GELU, and attention's output.
+/// What autograd keeps of a block, in elements a token: the inputs of its norms, of the four products but the
+/// last, of attention and of the GELU, and attention's output.
 pub(crate) fn block_activations(model: &ModelConfig) -> u64 {
     let c = model.n_embd as u64;
     let heads = model.n_head as u64;
-    // x, norm, attention's output, x + attention, norm: 5 C; before and after the GELU: 8 C.
-    let around = 13 * c;
+    // x, norm, attention's output, x + attention, norm: 5 C; before the GELU: 4 C.
+    let around = 9 * c;
     // Queries, keys and values, whatever the pattern.
     let attention = if model.dropout > 0.0 {
         // With dropout, probabilities, their mask and their product, for all pairs.
@@ -174,17 +178,26 @@ pub(crate) fn block_activations(model: &ModelConfig) -> u64 {
 }
 
 fn activations(model: &ModelConfig, setup: &Setup) -> u64 {
-    let (layers, block) = (model.n_layer as u64, block_activations(model));
-    let kept = if setup.recompute || setup.shard == Shard::Parameters {
-        layers * model.n_embd as u64 + block
-    } else {
-        layers * block
-    };
-    // In backward, the gradients before and after the GELU of the block that computes.
-    let widest = 8 * model.n_embd as u64;
+    let (layers, block, c) = (model.n_layer as u64, block_activations(model), model.n_embd as u64);
+    let tokens = setup.width() * (setup.micro_batch * model.seq_len) as u64;
+    let recompute = setup.recompute || setup.shard == Shard::Parameters;
+    let kept = if recompute { layers * c + block } else { layers * block };
+    // In backward, two of what is 4 C wide around the GELU of the block that computes.
+    let widest = 8 * c;
     // The rows of the tokens, from which an embedding with a norm is computed again.
-    let kept = kept + if model.has_plain_embedding() { 0 } else { model.n_embd as u64 };
-    setup.width() * (kept + widest) * (setup.micro_batch * model.seq_len) as u64
+    let rows = if model.has_plain_embedding() { 0 } else { c };
+    let all = tokens * (kept + rows + widest);
+    if setup.gradients_stay || setup.micro_steps > 1 {
+        return all;
+    }
+    // When backward begins there are no gradients but of what comes after the blocks, the tokens' with it, and of
+    // a block; when it comes to the first block there are all, and no other block's activations.
+    let segments = segments(model);
+    let numel = |segments: &[SegmentSpec]| segments.iter().map(|segment| segment.numel as u64).sum::<u64>();
+    let gradients = FP32 * numel(&segments);
+    let begun = FP32 * (numel(&segments[..1]) + numel(&segments[1 + model.n_layer..]));
+    let first = tokens * (block + rows + widest + if recompute { c } else { 0 });
+    (all + begun).saturating_sub(gradients).max(first)
 }
 
 #[cfg(test)]
@@ -199,6 +212,7 @@ mod tests {
         reproducible: false,
         micro_steps: 1,
         micro_batch: 1,
+        gradients_stay: true,
     };
 
     fn of(setup: Setup) -> Memory {
@@ -283,8 +297,20 @@ mod tests {
     #[test]
     fn recomputation_keeps_the_blocks_inputs_and_one_block() {
         let tokens = 1024;
-        assert_eq!(of(ONE).activations, 4 * (12 * 16 + 8) * 768 * tokens);
-        assert_eq!(of(Setup { recompute: true, ..ONE }).activations, 4 * (12 + 16 + 8) * 768 * tokens);
+        assert_eq!(of(ONE).activations, 4 * (12 * 12 + 8) * 768 * tokens);
+        assert_eq!(of(Setup { recompute: true, ..ONE }).activations, 4 * (12 + 12 + 8) * 768 * tokens);
         assert_eq!(of(Setup { bf16: true, micro_batch: 4, ..ONE }).activations, 2 * of(ONE).activations);
+    }
+
+    #[test]
+    fn gradients_that_begin_with_backward_take_the_place_of_activations() {
+        let of_passes = |bf16, micro_steps, gradients_stay| {
+            of(Setup { bf16, micro_steps, gradients_stay, ..ONE }).activations
+        };
+        // The fullest moment is when backward begins, or where activations are less than gradients the first block's.
+        let later = 4 * (POSITIONS + 11 * BLOCK);
+        assert_eq!(of_passes(false, 1, false), of_passes(false, 1, true) - later);
+        assert_eq!(of_passes(true, 1, false), 2 * (12 + 8) * 768 * 1024);
+        assert_eq!(of_passes(false, 2, false), of_passes(false, 2, true));
     }
 }

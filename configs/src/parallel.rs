@@ -37,6 +37,13 @@ impl Shard {
     pub fn leaves_at_once(self) -> bool {
         self >= Shard::Gradients
     }
+
+    /// Whether the memory of a rank's sums of gradients stays from step to step: that of slices does, and that
+    /// of whole sums where ranks may read them from each other. Elsewhere sums begin with a step's backward, in
+    /// the place of activations that it has let go of.
+    pub fn gradients_stay(self, world_size: usize, on_cpu: bool) -> bool {
+        self.leaves_at_once() || (on_cpu && world_size > 1)
+    }
 }
 
 /// What the backward pass computes again instead of keeping it.

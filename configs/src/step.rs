@@ -323,6 +323,7 @@ mod tests {
             reproducible: false,
             micro_steps,
             micro_batch: 1,
+            gradients_stay: true,
         }
     }
 

@@ -68,8 +68,16 @@ mod tests {
     use super::*;
 
     fn of(shard: Shard, world_size: usize, bf16: bool, micro_steps: u64, reproducible: bool) -> StepTraffic {
-        let setup =
-            Setup { world_size, shard, bf16, recompute: false, reproducible, micro_steps, micro_batch: 1 };
+        let setup = Setup {
+            world_size,
+            shard,
+            bf16,
+            recompute: false,
+            reproducible,
+            micro_steps,
+            micro_batch: 1,
+            gradients_stay: true,
+        };
         StepTraffic::of(&ModelConfig::default(), &setup)
     }
 

@@ -181,7 +181,8 @@ struct Linear : torch::autograd::Function<Linear> {
   }
 };
 
-// y = GELU(x w1^T + b1) w2^T + b2, with the GELU and its slope taken while sums are written.
+// y = GELU(x w1^T + b1) w2^T + b2, with the GELU and its slope taken while sums are written. What comes of the
+// GELU is not kept: where backward takes the slope it has the value too.
 struct Mlp : torch::autograd::Function<Mlp> {
   static Tensor forward(torch::autograd::AutogradContext *context, const Tensor &x, const Tensor &w1,
                         const Tensor &b1, const Tensor &w2, const Tensor &b2, int64_t kind) {
@@ -193,7 +194,7 @@ struct Mlp : torch::autograd::Function<Mlp> {
     shape.back() = w2.size(0);
     const Tensor y = at::empty(shape, x.options());
     ::forward(after, w2, b2, y, nullptr);
-    context->save_for_backward({rows, w1, b1, hidden, after, w2, b2});
+    context->save_for_backward({rows, w1, b1, hidden, w2, b2});
     context->saved_data["shape"] = x.sizes().vec();
     context->saved_data["kind"] = kind;
     return y;
@@ -202,11 +203,11 @@ struct Mlp : torch::autograd::Function<Mlp> {
   static torch::autograd::variable_list backward(torch::autograd::AutogradContext *context,
                                                  const torch::autograd::variable_list &grads) {
     const auto saved = context->get_saved_variables();
-    const Tensor &x = saved[0], &w1 = saved[1], &b1 = saved[2], &hidden = saved[3], &after = saved[4],
-                 &w2 = saved[5], &b2 = saved[6];
+    const Tensor &x = saved[0], &w1 = saved[1], &b1 = saved[2], &hidden = saved[3], &w2 = saved[4], &b2 = saved[5];
     const auto wanted = [&](int64_t i) { return context->needs_input_grad(i); };
-    const Tensor dy = rows_of(grads[0]), dhidden = at::empty_like(hidden);
-    const phx::Curve slope{static_cast<phx::Gelu>(context->saved_data["kind"].toInt()), nullptr, halves(hidden)};
+    const Tensor dy = rows_of(grads[0]), dhidden = at::empty_like(hidden), after = at::empty_like(hidden);
+    const auto kind = static_cast<phx::Gelu>(context->saved_data["kind"].toInt());
+    const phx::Curve slope{kind, halves(after), halves(hidden)};
     input_grad(dy, w2, dhidden, &slope);
     const auto [dw2, db2] = parameter_grads(dy, after, w2, b2, wanted(3), wanted(4));
     Tensor dx;

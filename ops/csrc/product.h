@@ -20,8 +20,8 @@ enum class Gelu { kTanh, kExact };
 // What happens to a bf16 product's elements on their way, beside a bias. Both arrays lie as the output does.
 struct Curve {
   Gelu kind;
-  uint16_t *after;         // the output's GELU goes here
-  const uint16_t *before;  // or: the output is multiplied by the GELU's slope at these numbers
+  uint16_t *after;         // the GELU goes here, of the output
+  const uint16_t *before;  // or of these numbers, where there are any, and the output is multiplied by its slope there
 };
 
 // Where a product goes: rounded to bf16, with a bias for each column if there is one, along a curve if there

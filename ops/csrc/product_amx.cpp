@@ -102,18 +102,15 @@ PHX_INLINE void multiply(Left left, const uint16_t *right, int64_t tiles, float 
   _tile_stored(3, block + 16 * kPanel + 16, 4 * kPanel);
 }
 
-// A row's next 16 numbers of bf16 out: beside them their GELU, or first times its slope.
+// A row's next 16 numbers of bf16 out, and their GELU; or that of others, the numbers first times its slope there.
 template <Gelu kKind>
 PHX_INLINE void write_curved(const Output &out, int64_t at, __mmask16 mask, __m512 sum) {
   const Curve &curve = *out.curve;
-  if (curve.before) {
-    const __m512 x = wide(_mm256_maskz_loadu_epi16(mask, curve.before + at));
-    _mm256_mask_storeu_epi16(out.half + at, mask, rounded(_mm512_mul_ps(sum, (__m512)gelu<kKind>((Vec)x).slope)));
-  } else {
-    const __m256i x = rounded(sum);
-    _mm256_mask_storeu_epi16(out.half + at, mask, x);
-    _mm256_mask_storeu_epi16(curve.after + at, mask, rounded((__m512)gelu<kKind>((Vec)wide(x)).value));
-  }
+  const __m256i x = curve.before ? _mm256_maskz_loadu_epi16(mask, curve.before + at) : rounded(sum);
+  const Curved of_x = gelu<kKind>((Vec)wide(x));
+  const __m256i half = curve.before ? rounded(_mm512_mul_ps(sum, (__m512)of_x.slope)) : x;
+  _mm256_mask_storeu_epi16(out.half + at, mask, half);
+  _mm256_mask_storeu_epi16(curve.after + at, mask, rounded((__m512)of_x.value));
 }
 
 PHX_INLINE void write(const Output &out, bool add, int64_t row, int64_t rows, int64_t col, int64_t cols,

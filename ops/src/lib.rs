@@ -7,6 +7,7 @@ mod adamw;
 mod attention;
 pub mod collectives;
 pub mod cuda;
+pub mod cuda_memory;
 mod cuda_stream;
 pub mod device;
 mod device_adamw;

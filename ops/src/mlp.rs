@@ -1,5 +1,6 @@
 //! The MLP of a block: by libtorch, in bf16 on a CPU with a matrix unit with the GELU taken while the products'
-//! sums are written, on a GPU with a kernel that adds the bias and takes the GELU in one pass. Knows no model.
+//! sums are written, on a GPU with a kernel that adds the bias and takes the GELU in one pass. Backward takes the
+//! GELU again: what comes of it is a third of what else autograd would keep of a block. Knows no model.
 
 use crate::linear::{Layer, has_products};
 use crate::outside::{Backward, ParameterGrad, differentiable};
@@ -48,29 +49,104 @@ fn by_kernel(x: &Tensor, bias: &Tensor, kind: Gelu) -> Result<Tensor, OpsError> 
     Ok(out)
 }
 
+impl Gelu {
+    /// As libtorch calls it.
+    fn name(self) -> &'static str {
+        match self {
+            Gelu::Tanh => "tanh",
+            Gelu::Exact => "none",
+        }
+    }
+}
+
 /// `x` to its GELU, of any shape. Differentiable.
 pub fn gelu(x: &Tensor, kind: Gelu) -> Tensor {
-    x.gelu(match kind {
-        Gelu::Tanh => "tanh",
-        Gelu::Exact => "none",
-    })
+    x.gelu(kind.name())
 }
 
 /// `x` `[..., C]` through the layer `up`, `[H, C]`, a GELU, and the layer `down`, `[C, H]`: `[..., C]`.
-/// Differentiable; a parameter whose `grad()` is fp32 has it added to in place.
+/// Differentiable; keeps `x` and what the GELU is taken of. A parameter whose `grad()` is fp32 may have it added
+/// to in place.
 ///
 /// # Panics
 /// As tch's operations do: shapes or kinds that differ, no memory.
 pub fn mlp(x: &Tensor, up: Layer<'_>, kind: Gelu, down: Layer<'_>) -> Tensor {
-    let parts = match (up.bias, down.bias) {
-        (Some(b1), Some(b2)) if has_products(x) && up.is_half() && down.is_half() => {
-            [up.weight, b1, down.weight, b2]
-        }
-        _ => return down.of(&up.gelu(x, kind)),
+    let (Some(b1), Some(b2)) = (up.bias, down.bias) else { return down.of(&up.gelu(x, kind)) };
+    let parts = [up.weight, b1, down.weight, b2];
+    let y = if has_products(x) && up.is_half() && down.is_half() {
+        up.expect_fits(x.size().last().copied());
+        down.expect_fits(up.weight.size().first().copied());
+        shim::mlp(x, parts, kind == Gelu::Exact)
+    } else {
+        by_libtorch(x, parts, kind)
     };
-    up.expect_fits(x.size().last().copied());
-    down.expect_fits(up.weight.size().first().copied());
-    shim::mlp(x, parts, kind == Gelu::Exact).unwrap_or_else(|error| panic!("mlp: {error}"))
+    y.unwrap_or_else(|error| panic!("mlp: {error}"))
+}
+
+/// The same by libtorch's products.
+fn by_libtorch(x: &Tensor, parameters: [&Tensor; 4], kind: Gelu) -> Result<Tensor, OpsError> {
+    let [w1, b1, w2, b2] = parameters.map(Tensor::detach);
+    let of_b1 = parameters[1].shallow_clone();
+    let rows = x.detach().f_reshape([-1, w1.size()[1]])?;
+    let by_kernel = kernels::gelu::takes(&rows) && b1.kind() == rows.kind();
+    let between = Between { kind, bias: by_kernel.then(|| b1.shallow_clone()) };
+
+    let hidden = rows.f_linear(&w1, (!by_kernel).then_some(&b1))?;
+    let mut size = x.size();
+    *size.last_mut().expect("rows have a width") = w2.size()[0];
+    let y = between.value(&hidden)?.f_linear(&w2, Some(&b2))?.f_view(size.as_slice())?;
+
+    let x_size = x.size();
+    let backward: Backward = Box::new(move |arrived| {
+        let Some(grad) = &arrived[0] else { return Ok((0..5).map(|_| None).collect()) };
+        let grad = grad.f_reshape([-1, w2.size()[0]])?;
+        let w2_grad = grad.f_tr()?.f_mm(&between.value(&hidden)?)?;
+        let (hidden_grad, b1_grad) = between.backward(&hidden, &grad.f_mm(&w2)?, &of_b1)?;
+        let w1_grad = hidden_grad.f_tr()?.f_mm(&rows)?;
+        let x_grad = hidden_grad.f_mm(&w1)?.f_view(x_size.as_slice())?;
+        let b2_grad = column_sums(&grad)?;
+        Ok(vec![Some(x_grad), Some(w1_grad), b1_grad, Some(w2_grad), Some(b2_grad)])
+    });
+    let [w1, b1, w2, b2] = parameters;
+    differentiable(&[x, w1, b1, w2, b2], &[&y], backward)?;
+    Ok(y)
+}
+
+/// The GELU between two layers, with the first one's bias where a kernel adds it.
+struct Between {
+    kind: Gelu,
+    bias: Option<Tensor>,
+}
+
+impl Between {
+    fn value(&self, hidden: &Tensor) -> Result<Tensor, OpsError> {
+        let Some(bias) = &self.bias else { return Ok(hidden.f_gelu(self.kind.name())?) };
+        let input = kernels::gelu::Input { x: hidden, bias, by_tanh: self.kind == Gelu::Tanh };
+        Ok(kernels::gelu::forward(input)?.expect("the kernel was there just now"))
+    }
+
+    /// The gradient of `hidden` given the value's, and what autograd is given for the first layer's bias.
+    fn backward(
+        &self,
+        hidden: &Tensor,
+        grad: &Tensor,
+        of_bias: &Tensor,
+    ) -> Result<(Tensor, Option<Tensor>), OpsError> {
+        let Some(bias) = &self.bias else {
+            let grad = hidden.f_gelu_backward(grad, self.kind.name())?;
+            let sums = column_sums(&grad)?;
+            return Ok((grad, Some(sums)));
+        };
+        let input = kernels::gelu::Input { x: hidden, bias, by_tanh: self.kind == Gelu::Tanh };
+        let sums = ParameterGrad::of(of_bias)?;
+        let grad = kernels::gelu::backward(input, &grad.contiguous(), &sums.sums)?;
+        Ok((grad.expect("the kernel was there in forward"), sums.rest()?))
+    }
+}
+
+/// The sums of a matrix's columns, of its kind.
+fn column_sums(x: &Tensor) -> Result<Tensor, OpsError> {
+    Ok(x.f_sum_dim_intlist([0i64].as_slice(), false, x.kind())?)
 }
 
 #[cfg(test)]
@@ -120,12 +196,41 @@ mod tests {
 
     /// Output and gradients of an MLP of leaves of `kind`: of x and of its four parameters.
     fn differentiated(given: &[Tensor; 6], kind: Kind, which: Gelu) -> Vec<Tensor> {
-        let leaves = given.each_ref().map(|x| leaf(&x.to_kind(kind)));
-        let [x, w1, b1, w2, b2, dy] = &leaves;
-        let after = Layer { weight: w1, bias: Some(b1) }.gelu(x, which);
-        let y = after.linear(w2, Some(b2));
+        differentiated_by(given, kind, |x, parameters| through(x, parameters, which))
+    }
+
+    fn differentiated_by(
+        given: &[Tensor; 6],
+        kind: Kind,
+        mlp: impl Fn(&Tensor, &[Tensor; 4]) -> Tensor,
+    ) -> Vec<Tensor> {
+        let [x, w1, b1, w2, b2, dy] = given.each_ref().map(|x| leaf(&x.to_kind(kind)));
+        let parameters = [w1, b1, w2, b2];
+        let y = mlp(&x, &parameters);
         crate::backward(&y, &dy.detach()).unwrap();
-        std::iter::once(y.detach()).chain(leaves[..5].iter().map(Tensor::grad)).collect()
+        [y.detach(), x.grad()].into_iter().chain(parameters.iter().map(Tensor::grad)).collect()
+    }
+
+    /// x, both layers' parameters, and what arrives.
+    fn given([b, t, c, h]: [i64; 4], kind: Kind) -> [Tensor; 6] {
+        tch::manual_seed(c);
+        let sizes: [&[i64]; 6] = [&[b, t, c], &[h, c], &[h], &[c, h], &[c], &[b, t, c]];
+        sizes.map(|size| random(size).to_kind(kind))
+    }
+
+    #[test]
+    fn by_libtorch_an_mlp_has_the_bits_that_autograd_gives() {
+        let kinds = if shim::has_products() { vec![Kind::Float] } else { vec![Kind::Float, Kind::BFloat16] };
+        for kind in kinds {
+            for (which, sizes) in [(Gelu::Exact, [2, 5, 9, 33]), (Gelu::Tanh, [2, 64, 96, 384])] {
+                let given = given(sizes, kind);
+                let by_autograd = |x: &Tensor, [w1, b1, w2, b2]: &[Tensor; 4]| {
+                    gelu(&x.linear(w1, Some(b1)), which).linear(w2, Some(b2))
+                };
+                let expected = differentiated_by(&given, kind, by_autograd);
+                assert_eq!(differentiated(&given, kind, which), expected, "{which:?} in {kind:?}");
+            }
+        }
     }
 
     #[test]
@@ -134,9 +239,7 @@ mod tests {
             for (which, [b, t, c, h]) in
                 [(Gelu::Tanh, [1, 1, 1, 1]), (Gelu::Exact, [2, 5, 9, 33]), (Gelu::Tanh, [3, 4, 16, 64])]
             {
-                tch::manual_seed(c);
-                let sizes: [&[i64]; 6] = [&[b, t, c], &[h, c], &[h], &[c, h], &[c], &[b, t, c]];
-                let given = sizes.map(|size| random(size).to_kind(kind));
+                let given = given([b, t, c, h], kind);
                 let exact = differentiated(&given, Kind::Double, which);
                 let got = in_place_of_a_gpu(|| differentiated(&given, kind, which));
                 let limit = if kind == Kind::Float { 1e-5 } else { 2e-2 };

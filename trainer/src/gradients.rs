@@ -4,11 +4,13 @@
 //!
 //! With `shard = "none"` or `"optimizer"` a rank adds up its micro-batches in a whole buffer, which leaves
 //! once a step. With `"gradients"` or `"parameters"` each micro-batch's gradient leaves at once, and what
-//! stays is the sum of this rank's slice.
+//! stays is the sum of this rank's slice. Whole buffers live from a step's first backward to the next step,
+//! where they take the place of activations that backward has let go of; unless ranks of a node may read
+//! them from each other, whose memory stays.
 
 use crate::error::TrainError;
 use crate::pulse::Pulse;
-use crate::weights::{Parameters, narrow, shared_zeros};
+use crate::weights::{Parameters, narrow, shared_zeros, zeros};
 use configs::{Shard, owned_range, slice_numel};
 use ops::collectives::{Communicator, Operation, Pending, Wire};
 use ops::{ExactSum, GradientTree, Squares, Weights, mapped_zeros};
@@ -24,6 +26,8 @@ const MOST_IN_FLIGHT: usize = 1;
 pub struct Gradients<'a> {
     comm: &'a dyn Communicator,
     shard: Shard,
+    /// Whether sums keep their memory from step to step.
+    stays: bool,
     device: Device,
     slots: Vec<Slot>,
     /// `None`: leaves are added one after the other.
@@ -53,8 +57,9 @@ struct Slot {
     numel: usize,
     /// The slice that this rank owns.
     owned: Range<usize>,
-    /// fp32; all elements, or the owned ones where gradients are sharded.
-    sum: Tensor,
+    /// fp32; all elements, or the owned ones where gradients are sharded. None before a step's first backward
+    /// where it does not stay.
+    sum: Option<Tensor>,
     /// The leaf being filled, where gradients are sharded.
     open: Option<Tensor>,
 }
@@ -80,24 +85,27 @@ impl<'a> Gradients<'a> {
         comm: &'a dyn Communicator,
     ) -> Result<Gradients<'a>, TrainError> {
         let (shard, device) = (parameters.shard(), parameters.device());
+        let stays = shard.gradients_stay(comm.world_size(), device == Device::Cpu);
         let mut slots = Vec::with_capacity(parameters.len());
         for index in 0..parameters.len() {
             let numel = parameters.spec(index).numel;
             let owned = owned_range(numel, comm.rank(), comm.world_size());
-            let sum = if shard.leaves_at_once() {
-                Tensor::f_zeros([owned.len() as i64], (Kind::Float, device)).map_err(ops::OpsError::from)?
-            } else {
-                shared_zeros(numel, Kind::Float, device, comm)?
+            let sum = match (stays, shard.leaves_at_once()) {
+                (false, _) => None,
+                (true, true) => Some(zeros(owned.len(), Kind::Float, device)?),
+                (true, false) => Some(shared_zeros(numel, Kind::Float, device, comm)?),
             };
             slots.push(Slot { numel, owned, sum, open: None });
         }
-        let kept: Vec<usize> = slots.iter().map(|slot| slot.sum.numel()).collect();
+        let summed = |slot: &Slot| if shard.leaves_at_once() { slot.owned.len() } else { slot.numel };
+        let kept: Vec<usize> = slots.iter().map(summed).collect();
         let tree = reproducible.then(|| GradientTree::new(&kept, most_leaves, device));
         // The tree's sums are fp32 throughout; without it, bf16 weights ask for no more than bf16.
         let wire = if parameters.kind() != Kind::Float && !reproducible { Wire::Bf16 } else { Wire::Fp32 };
         Ok(Gradients {
             comm,
             shard,
+            stays,
             device,
             slots,
             tree,
@@ -120,9 +128,13 @@ impl<'a> Gradients<'a> {
     /// of the parts if `own_squares`.
     pub fn begin(&mut self, leaves: u64, own_squares: bool) {
         (self.leaves, self.leaf) = (leaves, 0);
-        if self.tree.is_none() {
-            // With a tree each leaf starts at zero, and the last leaves the sum.
-            self.slots.iter_mut().for_each(|slot| drop(slot.sum.zero_()));
+        for slot in &mut self.slots {
+            match &mut slot.sum {
+                sum if !self.stays => *sum = None,
+                // With a tree each leaf starts at zero, and the last leaves the sum.
+                Some(sum) if self.tree.is_none() => drop(sum.zero_()),
+                _ => {}
+            }
         }
         let ranks = self.comm.world_size() as u64;
         let parts = if self.takes_every_leaf() { leaves * ranks } else { ranks };
@@ -135,8 +147,9 @@ impl<'a> Gradients<'a> {
     /// No memory, a failed collective.
     pub fn open(&mut self, index: usize) -> Result<Tensor, TrainError> {
         if !self.shard.leaves_at_once() {
-            let sum = &mut self.slots[index].sum;
-            if self.tree.is_some() {
+            let began = self.slots[index].sum.is_some();
+            let sum = self.slots[index].sum(self.device)?;
+            if began && self.tree.is_some() {
                 let _ = sum.zero_();
             }
             return Ok(sum.shallow_clone());
@@ -154,8 +167,8 @@ impl<'a> Gradients<'a> {
 
     /// The buffer that is open for a segment.
     pub fn opened(&self, index: usize) -> Tensor {
-        let slot = &self.slots[index];
-        slot.open.as_ref().unwrap_or(&slot.sum).shallow_clone()
+        let Slot { open, sum, .. } = &self.slots[index];
+        open.as_ref().or(sum.as_ref()).expect("a segment's gradient is opened first").shallow_clone()
     }
 
     /// The present micro-batch's gradient of a segment is complete.
@@ -168,7 +181,7 @@ impl<'a> Gradients<'a> {
         let slot = &mut self.slots[index];
         let (wire, shard_numel) = (self.wire, slice_numel(slot.numel, self.comm.world_size()));
         let buffer = slot.open.take();
-        let filled = buffer.as_ref().unwrap_or(&slot.sum);
+        let filled = buffer.as_ref().or(slot.sum.as_ref()).expect("a segment's gradient is opened first");
         if let Some((_, own)) = self.own.as_mut().filter(|_| last || every_leaf) {
             own.add(filled)?;
         }
@@ -221,7 +234,8 @@ impl<'a> Gradients<'a> {
             self.retire()?;
         }
         let mut squares = Squares::default();
-        for slot in &self.slots {
+        for slot in &mut self.slots {
+            slot.sum(self.device)?; // of a segment that no micro-batch has reached it is zero
             squares.add(&slot.owned_sum(self.shard))?;
         }
         Ok(squares.read()?)
@@ -239,7 +253,7 @@ impl<'a> Gradients<'a> {
     /// The gradient of the elements whose master this rank holds, after [`Gradients::finish`].
     pub fn of_held(&self, index: usize) -> Tensor {
         match self.shard {
-            Shard::None => self.slots[index].sum.shallow_clone(),
+            Shard::None => self.slots[index].whole_sum().shallow_clone(),
             _ => self.slots[index].owned_sum(self.shard),
         }
     }
@@ -263,8 +277,9 @@ impl<'a> Gradients<'a> {
         self.pulse.waiting(slot, || pending.wait())?;
         self.waited += started.elapsed();
         let Some(buffer) = buffer else { return Ok(()) };
-        let Slot { owned, sum, .. } = &mut self.slots[slot];
-        let mine = narrow(&buffer, owned);
+        let slice = &mut self.slots[slot];
+        let mine = narrow(&buffer, &slice.owned);
+        let sum = slice.sum(self.device)?;
         match &mut self.tree {
             None => drop(sum.g_add_(&mine)),
             Some(tree) => {
@@ -278,7 +293,21 @@ impl<'a> Gradients<'a> {
 }
 
 impl Slot {
+    /// The sum, which begins at zero if it has not begun.
+    fn sum(&mut self, device: Device) -> Result<&mut Tensor, TrainError> {
+        if self.sum.is_none() {
+            self.sum = Some(zeros(self.numel, Kind::Float, device)?);
+        }
+        Ok(self.sum.as_mut().expect("it was made just now"))
+    }
+
+    /// All that this rank has of the sum, after [`Gradients::finish`].
+    fn whole_sum(&self) -> &Tensor {
+        self.sum.as_ref().expect("a step's gradient is complete")
+    }
+
     fn owned_sum(&self, shard: Shard) -> Tensor {
-        if shard.leaves_at_once() { self.sum.shallow_clone() } else { narrow(&self.sum, &self.owned) }
+        let sum = self.whole_sum();
+        if shard.leaves_at_once() { sum.shallow_clone() } else { narrow(sum, &self.owned) }
     }
 }

@@ -85,13 +85,27 @@ impl<'a> Parameters<'a> {
         self.pulse = pulse.clone();
     }
 
-    /// Sets the masters to their initial values, a pure function of the seed.
+    /// Sets the masters to their initial values, a pure function of the seed, on all cores that are this rank's.
     pub fn init(&mut self, seed: u64) {
-        for segment in &mut self.segments {
-            for start in segment.held.clone().step_by(INIT_NUMEL) {
-                let part = start..(start + INIT_NUMEL).min(segment.held.end);
-                let within = start - segment.held.start..part.end - segment.held.start;
-                narrow(&segment.master, &within).copy_(&ops::initial_values(&segment.spec, seed, part));
+        let cores = std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
+        let threads = (cores / self.comm.place().local_size.max(1)).max(1);
+        for Segment { spec, held, master, .. } in &mut self.segments {
+            let part = |start: usize| start..(start + INIT_NUMEL).min(held.end);
+            let starts: Vec<usize> = held.clone().step_by(INIT_NUMEL).collect();
+            for starts in starts.chunks(threads) {
+                let values = |start: usize| ops::initial_values(spec, seed, part(start));
+                let all: Vec<Tensor> = std::thread::scope(|scope| {
+                    let others = starts[1..].iter().map(|&start| scope.spawn(move || values(start)));
+                    let others: Vec<_> = others.collect();
+                    let first = values(starts[0]);
+                    let others =
+                        others.into_iter().map(|thread| thread.join().expect("numbers do not panic"));
+                    std::iter::once(first).chain(others).collect()
+                });
+                for (&start, values) in starts.iter().zip(all) {
+                    let part = part(start);
+                    narrow(master, &(part.start - held.start..part.end - held.start)).copy_(&values);
+                }
             }
         }
     }
@@ -312,7 +326,8 @@ pub(crate) fn shared_zeros(
     if device == Device::Cpu { Ok(comm.buffer(numel, kind)?) } else { zeros(numel, kind, device) }
 }
 
-fn zeros(numel: usize, kind: Kind, device: Device) -> Result<Tensor, TrainError> {
+/// A flat buffer of zeros.
+pub(crate) fn zeros(numel: usize, kind: Kind, device: Device) -> Result<Tensor, TrainError> {
     Ok(Tensor::f_zeros([numel as i64], (kind, device)).map_err(ops::OpsError::from)?)
 }
 

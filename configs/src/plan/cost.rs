@@ -143,7 +143,8 @@ impl<'a> Costs<'a> {
             + up_and_down(self.cluster.nodes(ranks)) * self.cluster.between.latency_s
     }
 
-    /// A block's forward pass: its products, and what it keeps written once and read once.
+    /// A block's forward pass: its products, and what it keeps, with what comes of the GELU, written once and read
+    /// once.
     fn block(&self, layer: usize) -> f64 {
         let (tokens, c, t) = (self.tokens(), self.model.n_embd as f64, self.model.seq_len as f64);
         // Queries, keys and values; attention's output; into the MLP, and out of it.
@@ -152,7 +153,8 @@ impl<'a> Costs<'a> {
         let pairs =
             self.setup.micro_batch as f64 * self.model.pattern(layer).pairs(self.model.seq_len) as f64;
         let attention = 4.0 * c * pairs;
-        let kept = self.setup.width() as f64 * block_activations(self.model) as f64 * tokens;
+        let numbers = block_activations(self.model) as f64 + 4.0 * c;
+        let kept = self.setup.width() as f64 * numbers * tokens;
         let (attention, passes) = match self.computing() {
             Some(computing) => {
                 (attention / computing.attending(t), 2.0 * kept / computing.passing(tokens * c))

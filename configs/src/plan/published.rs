@@ -137,6 +137,7 @@ impl Published {
             reproducible: false,
             micro_steps: self.micro_steps,
             micro_batch: self.micro_batch,
+            gradients_stay: self.shard.gradients_stay(self.gpus, false),
         };
         let machine = Machine::named(self.gpu, 1)?;
         let per_node = machine.per_node;

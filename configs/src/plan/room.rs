@@ -43,7 +43,8 @@ impl Room {
         let memory = Memory::of(model, setup);
         let logits = logits(model, setup, machine, memory.activations);
         let buffers = memory.passing + if machine.cpu { 0 } else { wire_scratch(model, setup) };
-        let comes_and_goes = memory.activations + logits + buffers;
+        let sums = if setup.gradients_stay { 0 } else { memory.gradients };
+        let comes_and_goes = memory.activations + logits + buffers + sums;
         let tensors = memory.state() + memory.activations + logits;
         let slack = match machine.cpu {
             true => tensors.next_multiple_of(REGION_BYTES) - tensors,
@@ -141,6 +142,7 @@ mod tests {
         reproducible: false,
         micro_steps: 1,
         micro_batch: 1,
+        gradients_stay: true,
     };
 
     fn of(matrix_unit: bool, bf16: bool) -> Room {

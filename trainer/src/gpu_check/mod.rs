@@ -8,13 +8,14 @@ mod compare;
 mod kernels;
 mod pace;
 mod report;
+mod run;
 mod trial;
 
 use crate::error::TrainError;
 use compare::{curve_distance, farthest, relative_distance};
 use configs::Exit;
 use ops::collectives::{Communicator, DeviceSums, Solo, Staged, Way, serve, suite};
-use ops::{cuda, device};
+use ops::{cuda, cuda_memory, device};
 use report::{Check, Figure, Findings, Speed};
 use std::path::Path;
 use std::time::Instant;
@@ -25,7 +26,7 @@ use trial::{Shape, Trial};
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Part {
     /// One rank: the device, kernels and patterns, forward and backward, twenty steps, repetition, the state's
-    /// way to the device and back, the behaviour suite over NCCL.
+    /// way to the device and back, by itself and in checkpoints of a run, the behaviour suite over NCCL.
     One,
     /// Two ranks that share the device, with sums through host memory.
     Ranks,
@@ -69,7 +70,7 @@ pub fn gpu_check(
     let device = device::select(wanted, comm.local_rank())?;
     device::configure_process(1);
     let (name, findings) = match part {
-        Part::One => ("1-one", one(device, comm)?),
+        Part::One => ("1-one", one(device, out, comm)?),
         Part::Ranks => ("2-ranks", ranks(device, comm)?),
         Part::Speed => ("3-speed", speed(device, &**comm)),
     };
@@ -94,7 +95,7 @@ pub fn gpu_check_report(out: &Path) -> Result<Exit, TrainError> {
     Ok(if all.held() { Exit::Done } else { Exit::Failed })
 }
 
-fn one(device: Device, comm: &mut Box<dyn Communicator>) -> Result<Findings, TrainError> {
+fn one(device: Device, out: &Path, comm: &mut Box<dyn Communicator>) -> Result<Findings, TrainError> {
     let mut findings = Findings { about: about(device), ..Findings::default() };
     let steps = steps(device);
     for (name, kind, limits) in LIMITS {
@@ -111,6 +112,9 @@ fn one(device: Device, comm: &mut Box<dyn Communicator>) -> Result<Findings, Tra
     findings.checks.push(Check::run("two runs have the same bits", || repetition(device, steps)));
     let claim = "the state goes to the device and back unchanged, and the curve goes on";
     findings.checks.push(Check::run(claim, || there_and_back(device)));
+    let claim = "a run goes on from a CPU's checkpoint on the device, and from the device's on a CPU";
+    let limit = LIMITS[0].2.curve;
+    findings.checks.push(Check::run(claim, || run::there_and_back(device, &out.join("runs"), limit)));
     let way = match serve(comm, device, DeviceSums::Fast)? {
         Way::Nccl => "over NCCL",
         Way::HostMemory => "without NCCL, which was not found",
@@ -148,19 +152,34 @@ fn steps(device: Device) -> usize {
 }
 
 /// Shapes, micro-batches and how many steps are timed after how many that are not.
-const TIMED: [(&str, usize, usize, usize); 3] = [("124m", 16, 20, 5), ("350m", 8, 10, 3), ("1.3b", 4, 10, 3)];
+const TIMED: [(&str, usize, usize, usize); 4] =
+    [("124m", 16, 20, 5), ("350m", 8, 10, 3), ("1.3b", 4, 10, 3), ("2.7b", 4, 5, 2)];
 const TIMED_TRIAL: [(&str, usize, usize, usize); 1] = [("tiny", 2, 5, 1)];
+
+/// The shape and micro-batch whose step is told by phase.
+const PROFILED: (&str, usize) = ("1.3b", 4);
+const PROFILED_TRIAL: (&str, usize) = ("tiny", 2);
+
+/// How far the peak of memory may be from the planned one, as a share of it.
+const MEMORY_LIMIT: f64 = 0.1;
 
 fn speed(device: Device, comm: &dyn Communicator) -> Findings {
     let (dtype, kind) = if device == Device::Cpu { ("fp32", Kind::Float) } else { ("bf16", Kind::BFloat16) };
     let peak = device::peak_flops(device, kind);
     let mut findings = Findings { peak_flops: Some(peak), ..Findings::default() };
-    let timed: &[_] = if device == Device::Cpu { &TIMED_TRIAL } else { &TIMED };
+    let (timed, profiled): (&[_], _) =
+        if device == Device::Cpu { (&TIMED_TRIAL, PROFILED_TRIAL) } else { (&TIMED, PROFILED) };
     for &(name, micro_batch, steps, warm_up) in timed {
-        let claim = format!("a step at the {name} shape runs, and its loss is finite");
+        let shape = Shape::timed(name, micro_batch).expect("the list names shapes that there are");
+        if let Some(why) = has_no_room(&shape, kind, device) {
+            findings.about.insert(format!("no step at the {name} shape"), why);
+            continue;
+        }
+        let claim = format!("a step at the {name} shape runs in the memory that is planned");
         let mut found = None;
         let check = Check::run(&claim, || {
-            let shape = Shape::timed(name, micro_batch).expect("the list names shapes that there are");
+            let gpu = if let Device::Cuda(index) = device { Some(index) } else { None };
+            gpu.map(cuda_memory::begin_peak).transpose()?;
             let (seconds, loss) = step_seconds(&shape, kind, device, comm, [warm_up, steps])?;
             found = Some(Speed {
                 system: "phalanx".into(),
@@ -173,16 +192,38 @@ fn speed(device: Device, comm: &dyn Communicator) -> Findings {
                 mfu: Some(mfu(&shape, seconds, peak)),
                 note: String::new(),
             });
-            Ok(vec![Figure::plain("loss", loss)])
+            let mut figures = vec![Figure::plain("loss", loss)];
+            if let Some(peak) = gpu.map(cuda_memory::peak_bytes).transpose()? {
+                figures.extend(memory_figures(&shape, kind, peak));
+            }
+            Ok(figures)
         });
         findings.checks.push(check);
         findings.speeds.extend(found);
     }
     findings.checks.push(pace::attention(device, kind));
-    let (name, micro_batch, ..) = timed[timed.len() - 1];
-    let shape = Shape::timed(name, micro_batch).expect("the list names shapes that there are");
+    let (name, micro_batch) = profiled;
+    let shape = Shape::timed(name, micro_batch).expect("a shape that there is");
     findings.checks.push(pace::phases(name, &shape, kind, device, comm));
     findings
+}
+
+/// Why a shape is not tried on a GPU: it has no room for what is planned.
+fn has_no_room(shape: &Shape, kind: Kind, device: Device) -> Option<String> {
+    let Device::Cuda(index) = device else { return None };
+    let (planned, there) = (shape.room(kind).total as f64, cuda::properties(index)?.memory_bytes as f64);
+    (planned > 0.95 * there).then(|| format!("it takes {:.1} GB of {:.1}", planned / 1e9, there / 1e9))
+}
+
+/// The peak of what libtorch held beside what is planned without CUDA's own, GB.
+fn memory_figures(shape: &Shape, kind: Kind, peak: u64) -> [Figure; 3] {
+    let room = shape.room(kind);
+    let (peak, planned) = (peak as f64, (room.total - room.reserved) as f64);
+    [
+        Figure::plain("peak GB", peak / 1e9),
+        Figure::plain("planned GB", planned / 1e9),
+        Figure::at_most("off by", (peak / planned - 1.0).abs(), MEMORY_LIMIT),
+    ]
 }
 
 /// The median of `steps` steps in seconds, after `warm_up` others, and the last loss.
@@ -302,4 +343,27 @@ fn about(device: Device) -> std::collections::BTreeMap<String, String> {
         _ => say("device", "the CPU in the place of a GPU: a trial of the check".into()),
     }
     about
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn memory_holds_within_a_tenth_of_what_is_planned() {
+        let shape = Shape::timed("1.3b", 4).unwrap();
+        let room = shape.room(Kind::BFloat16);
+        let planned = (room.total - room.reserved) as f64;
+        for (share, held) in [(1.0, true), (0.92, true), (1.08, true), (0.85, false), (1.15, false)] {
+            let [_, _, off] = memory_figures(&shape, Kind::BFloat16, (planned * share) as u64);
+            let check = Check::run("memory", || Ok(vec![off]));
+            assert_eq!(check.held, held, "{share}: {check:?}");
+        }
+    }
+
+    #[test]
+    fn a_shape_of_16_gb_and_more_of_state_is_planned_with_all_of_it() {
+        let room = Shape::timed("2.7b", 4).unwrap().room(Kind::BFloat16);
+        assert!(room.total as f64 > 18.0 * 2.6e9 && (room.total as f64) < 80e9, "{room:?}");
+    }
 }

@@ -8,7 +8,8 @@ use crate::model::Gpt;
 use crate::optimizer::Optimizer;
 use crate::timing::{Phase, Timing};
 use crate::weights::Parameters;
-use configs::{ModelConfig, OptimConfig, Pattern, Philox, Recompute, Shard};
+use configs::plan::{Machine, Room};
+use configs::{ModelConfig, OptimConfig, Pattern, Philox, Recompute, Setup, Shard};
 use ops::ExactSum;
 use ops::collectives::Communicator;
 use tch::{Device, Kind, Tensor};
@@ -47,10 +48,26 @@ impl Shape {
             "124m" => (12, 12, 768, 1024, 50_257),
             "350m" => (24, 16, 1024, 2048, 50_257),
             "1.3b" => (24, 16, 2048, 2048, 50_257),
+            "2.7b" => (32, 32, 2560, 2048, 50_257),
             _ => return None,
         };
         let model = ModelConfig { n_layer, n_head, n_embd, seq_len, vocab_size, ..ModelConfig::default() };
         Some(Shape { model, micro_batch, passes: 1, reproducible: false })
+    }
+
+    /// What one rank of it takes of a GPU that computes in `kind`, as `phalanx plan` has it.
+    pub(super) fn room(&self, kind: Kind) -> Room {
+        let setup = Setup {
+            world_size: 1,
+            shard: Shard::None,
+            bf16: kind == Kind::BFloat16,
+            recompute: false,
+            reproducible: self.reproducible,
+            micro_steps: self.passes,
+            micro_batch: self.micro_batch,
+            gradients_stay: Shard::None.gradients_stay(1, false),
+        };
+        Room::of(&self.model, &setup, &Machine::named("h200", 1).expect("a machine of that name"))
     }
 }
 
@@ -230,6 +247,7 @@ mod tests {
         assert!((parameters("124m") - 124.4).abs() < 0.1, "{}", parameters("124m"));
         assert!((parameters("350m") - 355.9).abs() < 1.0, "{}", parameters("350m"));
         assert!((parameters("1.3b") - 1315.0).abs() < 5.0, "{}", parameters("1.3b"));
+        assert!((parameters("2.7b") - 2651.0).abs() < 10.0, "{}", parameters("2.7b"));
         assert!(Shape::timed("7b", 1).is_none());
     }
 }

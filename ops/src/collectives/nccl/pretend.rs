@@ -398,6 +398,7 @@ mod schedule {
                     reproducible,
                     micro_steps: 2,
                     micro_batch: 1,
+                    gradients_stay: false,
                 };
                 let acts = step_acts(&model(), &setup);
                 let walks = on_ranks(world_size, |comm, log| walk(&acts, &*comm, &log));
