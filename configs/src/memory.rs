@@ -5,11 +5,10 @@ use crate::{BatchError, ModelConfig, Norm, Recompute, RunConfig, SegmentSpec, Sh
 
 const FP32: u64 = 4;
 
-/// Logits that the loss holds at once, in elements of fp32: a chunk of rows. On the CPU 16 MiB; in bf16, where
-/// each chunk's weight gradient is a pass of its own over that of all, 256, or half of that where a matrix unit
-/// holds them as bf16; on a GPU, which products of few rows leave idle, 1 GiB.
-pub fn logits_at_once(on_gpu: bool, bf16: bool) -> usize {
-    match (on_gpu, bf16) {
+/// Logits that the loss holds at once, in elements of fp32: a chunk of rows. On the CPU 16 MiB; where a matrix unit
+/// holds them as bf16, 128; on a GPU, which products of few rows leave idle, 1 GiB.
+pub fn logits_at_once(on_gpu: bool, by_matrix_unit: bool) -> usize {
+    match (on_gpu, by_matrix_unit) {
         (true, _) => 1 << 28,
         (false, true) => 1 << 26,
         (false, false) => 1 << 22,

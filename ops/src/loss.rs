@@ -2,7 +2,7 @@
 //! matrix of logits never exists. Knows no model.
 
 use crate::kernels::{self, cross_entropy};
-use crate::linear::has_products;
+use crate::linear::{has_products, wide};
 use crate::shim::HeadLoss;
 use tch::{Kind, Tensor};
 
@@ -35,8 +35,8 @@ impl Head<'_> {
     }
 
     fn chunk(&self) -> i64 {
-        let (on_gpu, bf16) = (self.weight.device().is_cuda(), self.weight.kind() == Kind::BFloat16);
-        let elements = configs::logits_at_once(on_gpu, bf16) as i64;
+        let on_gpu = self.weight.device().is_cuda();
+        let elements = configs::logits_at_once(on_gpu, has_products(self.weight)) as i64;
         (elements / self.vocab_size).max(1)
     }
 
@@ -49,8 +49,22 @@ impl Head<'_> {
         }
     }
 
+    /// What `body` makes of hidden states and the head, both widened once where that is how they are multiplied.
+    fn widened<T>(&self, hidden: &Tensor, body: impl FnOnce(&Head<'_>, &Tensor) -> T) -> T {
+        if has_products(hidden) {
+            return body(self, hidden);
+        }
+        let widened = |x: &Tensor| wide(&x.detach()).unwrap_or_else(|error| panic!("the head: {error}"));
+        let weight = widened(self.weight);
+        body(&Head { weight: &weight, vocab_size: self.vocab_size, bias: self.bias }, &widened(hidden))
+    }
+
     /// The sum of cross-entropies in nats of hidden states `[N, C]` against targets `[N]` i64.
     pub fn loss(&self, hidden: &Tensor, targets: &Tensor) -> f64 {
+        self.widened(hidden, |head, hidden| head.loss_as_it_is(hidden, targets))
+    }
+
+    fn loss_as_it_is(&self, hidden: &Tensor, targets: &Tensor) -> f64 {
         settle_exponentials();
         let mut sum = Tensor::zeros([], (Kind::Double, hidden.device()));
         for (hidden, targets) in hidden.split(self.chunk(), 0).iter().zip(targets.split(self.chunk(), 0)) {
@@ -64,6 +78,10 @@ impl Head<'_> {
     /// The log-probability of each target, `[N]` fp32 in nats, and whether it is the likeliest token, `[N]` bool,
     /// for hidden states `[N, C]` against targets `[N]` i64.
     pub fn scores(&self, hidden: &Tensor, targets: &Tensor) -> (Tensor, Tensor) {
+        self.widened(hidden, |head, hidden| head.scores_as_it_is(hidden, targets))
+    }
+
+    fn scores_as_it_is(&self, hidden: &Tensor, targets: &Tensor) -> (Tensor, Tensor) {
         settle_exponentials();
         let (mut logs, mut likeliest) = (Vec::new(), Vec::new());
         for (hidden, targets) in hidden.split(self.chunk(), 0).iter().zip(targets.split(self.chunk(), 0)) {
@@ -95,7 +113,9 @@ impl Head<'_> {
         if kernels::there(kernels::CROSS_ENTROPY, hidden.device()) {
             self.by_kernel(hidden, targets, weight_grad, scale, kernel)
         } else {
-            self.by_torch(hidden, targets, weight_grad, scale)
+            let (sum, grad) =
+                self.widened(hidden, |head, hidden| head.by_torch(hidden, targets, weight_grad, scale));
+            (sum, grad.to_kind(hidden.kind()))
         }
     }
 

@@ -33,6 +33,11 @@ unsafe extern "C" {
 /// has no graph: else nothing of it would ever be let go of. It may run on another thread.
 pub(crate) type Backward = Box<dyn Fn(&[Option<Tensor>]) -> Result<Vec<Option<Tensor>>, OpsError> + Send>;
 
+/// No gradients of so many inputs.
+pub(crate) fn none(inputs: usize) -> Vec<Option<Tensor>> {
+    (0..inputs).map(|_| None).collect()
+}
+
 /// Makes `outputs`, new tensors that were computed without a graph, functions of `inputs`, if anybody
 /// differentiates. `backward` is let go of once it has run.
 pub(crate) fn differentiable(
@@ -125,6 +130,27 @@ impl ParameterGrad {
         }
         let sums = Tensor::f_zeros(parameter.size(), (Kind::Float, parameter.device()))?;
         Ok(ParameterGrad { sums, kind: Some(parameter.kind()) })
+    }
+
+    /// Adds that of a layer's weight, `[N, K]`: its outputs' gradient, rows `[M, N]`, turned over, times its inputs,
+    /// `[M, K]`.
+    pub(crate) fn add_product(&self, grad: &Tensor, rows: &Tensor) -> Result<(), OpsError> {
+        let (mut sums, grad) = (self.sums.shallow_clone(), grad.f_tr()?);
+        let _ = match rows.kind() {
+            Kind::Float => sums.f_addmm_(&grad, rows)?,
+            _ => sums.f_add_(&grad.f_mm(rows)?)?,
+        };
+        Ok(())
+    }
+
+    /// Adds that of a layer's bias, `[N]`, given its outputs' gradient, and returns what autograd is given.
+    pub(crate) fn with_columns(self, grad: &Tensor) -> Result<Option<Tensor>, OpsError> {
+        let _ = self.sums.shallow_clone().f_add_(&grad.f_sum_dim_intlist(
+            [0i64].as_slice(),
+            false,
+            Kind::Float,
+        )?)?;
+        self.rest()
     }
 
     /// What autograd is given.

@@ -1,6 +1,6 @@
-//! The thread that tells the launcher twice a second what this rank is doing, and ends the rank where
-//! nobody looks after it any more: when the launcher is lost, and, where there is none, when the step hangs.
-//! Knows sockets and time; what is told is the pulse's.
+//! The thread that tells the launcher twice a second, at first more often, what this rank is doing, and ends the
+//! rank where nobody looks after it any more: when the launcher is lost, and, where there is none, when the step
+//! hangs. Knows sockets and time; what is told is the pulse's.
 //!
 //! A rank whose peers wait for it must not be taken for one that hangs: what counts as life is progress,
 //! bytes written while a checkpoint is being saved among it, and within a single operation the processor time of
@@ -17,6 +17,9 @@ use tracing::error;
 
 /// Between two heartbeats.
 const INTERVAL: Duration = Duration::from_millis(500);
+
+/// The same in a rank's first seconds, so that of one that ends then it is known how far it was.
+const AT_FIRST: (Duration, Duration) = (Duration::from_secs(5), Duration::from_millis(100));
 
 /// How long the launcher's machine may refuse heartbeats: a port that nobody listens on.
 const REFUSED: Duration = Duration::from_secs(4);
@@ -41,7 +44,8 @@ pub fn start(pulse: &Pulse) -> std::io::Result<()> {
 }
 
 fn beat(pulse: &Pulse, mut life: Life, mut line: Option<Line>) {
-    let mut watchdog = Watchdog::new(Instant::now());
+    let began = Instant::now();
+    let mut watchdog = Watchdog::new(began);
     let mut seen = None;
     loop {
         let mut beat = pulse.look();
@@ -59,7 +63,7 @@ fn beat(pulse: &Pulse, mut life: Life, mut line: Option<Line>) {
             let rank = pulse.who().map_or(0, |who| who.rank);
             ops::collectives::abort(rank, Exit::Failed.code(), &why);
         }
-        std::thread::sleep(INTERVAL);
+        std::thread::sleep(if began.elapsed() < AT_FIRST.0 { AT_FIRST.1 } else { INTERVAL });
     }
 }
 

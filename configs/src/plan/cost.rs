@@ -168,7 +168,8 @@ impl<'a> Costs<'a> {
     /// gradient, which each chunk adds to that of all: read and written, in bf16 from a product of its own.
     fn head(&self) -> f64 {
         let (tokens, vocab_size) = (self.tokens(), self.model.vocab_size as f64);
-        let chunk = logits_at_once(!self.cluster.machine.cpu, self.setup.bf16) as f64 / vocab_size;
+        let by_matrix_unit = self.setup.bf16 && self.cluster.machine.matrix_unit;
+        let chunk = logits_at_once(!self.cluster.machine.cpu, by_matrix_unit) as f64 / vocab_size;
         let rows = chunk.floor().clamp(1.0, tokens);
         let chunks = (tokens / rows).ceil();
         let product = self.multiplying([rows, self.model.n_embd as f64, vocab_size]);

@@ -87,33 +87,30 @@ impl Room {
     }
 }
 
-/// Logits of a chunk of rows, and what the gradient of the weight that they come of takes; or that of a block's
-/// widest weight, later, if it is more.
+/// Logits of a chunk of rows, and what is beside them; on a GPU the gradient of the weight that they come of, or that
+/// of a block's widest weight, later, if it is more.
 fn logits(model: &ModelConfig, setup: &Setup, machine: &Machine, activations: u64) -> u64 {
     let (vocab_size, c) = (model.vocab_size as u64, model.n_embd as u64);
     let rows = (setup.micro_batch * model.seq_len) as u64;
-    let rows = rows.min(logits_at_once(!machine.cpu, setup.bf16) as u64 / vocab_size).max(1);
-    if setup.bf16 && machine.matrix_unit {
+    let by_matrix_unit = setup.bf16 && machine.matrix_unit;
+    let rows = rows.min(logits_at_once(!machine.cpu, by_matrix_unit) as u64 / vocab_size).max(1);
+    if by_matrix_unit {
         // As bf16, which become their gradient where they lie; the hidden states' in fp32. Weights' gradients
         // are added in place.
         return 2 * rows * vocab_size + 4 * rows * c;
     }
-    let widest = setup.width() * 4 * c * c;
     if !machine.cpu {
         // As they compute, of padded ids too, which become their gradient where they lie; in bf16 the head's
         // gradient of a chunk beside its sum.
         let padded = model.padded_vocab_size() as u64;
         let head = if setup.bf16 { 2 * padded * c } else { 0 };
-        let training = (setup.width() * rows * padded + head).max(widest);
+        let training = (setup.width() * rows * padded + head).max(setup.width() * 4 * c * c);
         // Evaluation has them in fp32, with a temporary, and keeps nothing for backward.
         let evaluation = rows * vocab_size * (8 + if setup.bf16 { 2 } else { 0 });
         return training.max(evaluation.saturating_sub(activations));
     }
-    // fp32, a temporary of the sum of exponentials, and the gradient as it computes.
-    let chunk = rows * vocab_size * (8 + if setup.bf16 { 2 } else { 0 });
-    // In bf16 on the CPU the head's gradient of a chunk, and the fp32 copy of it that libtorch adds to the sum.
-    let head = if setup.bf16 { 6 * vocab_size * c } else { 0 };
-    (chunk + head).max(widest)
+    // fp32, with a temporary of the sum of exponentials; bf16 is widened, the head as a whole.
+    rows * vocab_size * 8 + if setup.bf16 { 4 * vocab_size * c } else { 0 }
 }
 
 /// What sums on a bf16 wire take on a GPU beside the buffer, of the largest segment: it rounded, what arrives of
@@ -183,7 +180,9 @@ mod tests {
     fn a_matrix_unit_has_its_logits_in_bf16_and_no_gradient_of_the_head_beside_their_sum() {
         let (rows, vocab_size, c) = (1024, 50_257, 768);
         assert_eq!(of(true, true).logits, 2 * rows * vocab_size + 4 * rows * c);
-        assert_eq!(of(false, true).logits, 10 * rows * vocab_size + 6 * vocab_size * c);
+        let few = (1 << 22) / vocab_size;
+        assert_eq!(of(false, true).logits, 8 * few * vocab_size + 4 * vocab_size * c);
+        assert_eq!(of(false, false).logits, 8 * few * vocab_size);
         assert_eq!(of(true, false), of(false, false));
     }
 

@@ -159,7 +159,9 @@ impl Calibration {
 
     fn computing(&self, primitives: &Primitives<'_>, kind: Kind) -> Result<Computing, TrainError> {
         // And a head of GPT-2's vocabulary, whose rows come in chunks, or fewer.
-        let rows = configs::logits_at_once(false, kind != Kind::Float) as i64 / VOCAB_SIZE;
+        let rows = configs::logits_at_once(false, kind != Kind::Float && ops::device::has_matrix_unit())
+            as i64
+            / VOCAB_SIZE;
         let mut heads = vec![[rows, 512, VOCAB_SIZE], [rows.min(256), 512, VOCAB_SIZE]];
         heads.dedup();
         let mut products = Vec::new();

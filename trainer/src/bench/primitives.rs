@@ -59,16 +59,15 @@ impl Primitives<'_> {
         if kind == Kind::BFloat16 && ops::device::has_matrix_unit() {
             return self.product(kind, shape);
         }
+        // Widened as a whole, before the first chunk.
+        let kind = Kind::Float;
         let (x, weight, grad) =
             (random([rows, inner], kind), random([columns, inner], kind), random([rows, columns], kind));
-        let mut sums = Tensor::zeros([columns, inner], (Kind::Float, Device::Cpu));
+        let mut sums = Tensor::zeros([columns, inner], (kind, Device::Cpu));
         let seconds = self.seconds(|| {
             let _ = x.matmul(&weight.transpose(0, 1));
             let _ = grad.matmul(&weight);
-            match kind {
-                Kind::Float => drop(sums.addmm_(&grad.transpose(0, 1), &x)),
-                _ => drop(sums.g_add_(&grad.transpose(0, 1).matmul(&x))),
-            }
+            let _ = sums.addmm_(&grad.transpose(0, 1), &x);
         })?;
         Ok(3.0 * 2.0 * (rows * inner * columns) as f64 / seconds)
     }
@@ -117,18 +116,18 @@ impl Primitives<'_> {
 
     /// The loss's passes over the logits of so many rows: bytes per second, counted as the plan counts them.
     pub(super) fn loss(&self, kind: Kind, rows: i64) -> Result<f64, TrainError> {
-        let given = random([rows, VOCAB_SIZE], kind);
+        let by_matrix_unit = kind == Kind::BFloat16 && ops::device::has_matrix_unit();
+        let given = random([rows, VOCAB_SIZE], if by_matrix_unit { kind } else { Kind::Float });
         let targets = Tensor::zeros([rows], (Kind::Int64, Device::Cpu));
         let seconds = self.seconds(|| {
-            if kind == Kind::BFloat16 && ops::device::has_matrix_unit() {
+            if by_matrix_unit {
                 ops::cross_entropy(&given, &targets, VOCAB_SIZE, 1.0).expect("logits and targets are these");
                 return;
             }
-            let mut logits = given.to_kind(Kind::Float);
-            let lse = logits.logsumexp([1], true);
+            let lse = given.logsumexp([1], true);
+            let mut logits = given.shallow_clone(); // where they lie
             let _ = logits.subtract_(&lse).exp_();
             let _ = logits.g_mul_scalar_(1.0);
-            let _ = logits.to_kind(kind);
         })?;
         Ok(LOGIT_BYTES * (rows * VOCAB_SIZE) as f64 / seconds)
     }
